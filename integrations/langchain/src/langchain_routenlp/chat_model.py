@@ -1,0 +1,151 @@
+"""`RouterChatModel`: a chat model that is several."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
+from langchain_core.language_models import BaseChatModel, LangSmithParams, LanguageModelInput
+from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.outputs import ChatGeneration, ChatResult
+from langchain_core.runnables import Runnable
+from langchain_core.tools import BaseTool
+from langchain_core.utils.function_calling import convert_to_openai_tool
+from pydantic import ConfigDict, Field, field_validator
+
+from routenlp_plugins import Answer, Dispatcher, PortfolioError, Query, Release
+
+from .messages import answer_message, query_of
+from .tiers import LangChainTier, ModelCall
+
+__all__ = ["RouterChatModel"]
+
+_SAMPLING = ("temperature", "max_tokens")
+_BEYOND_TEXT = {"tools": "tools", "functions": "tools", "response_format": "structured output"}
+
+
+class RouterChatModel(BaseChatModel):
+    """Answers each query with the cheapest tier its release accepts.
+
+    The whole cascade is one run: handlers see one start and one end, and usage is the sum of all attempts. The
+    decision is in ``response_metadata["routenlp"]``.
+
+    Args:
+        tiers: name -> chat model (or a binding of one), or any core tier ``Call -> Completion``.
+        release: a release, or the folder it was saved in.
+        task: the task of every call; a call's own ``config["metadata"]["routenlp_task"]`` goes first. May be left
+            out if the release knows one task only.
+        temperature, max_tokens: passed on to the tiers that are LangChain models; None leaves them as they are.
+
+    Raises:
+        PortfolioError: a tier is missing or unknown.
+        ReleaseError: the release cannot be used.
+    """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True, ignored_types=(cached_property,))
+
+    tiers: Mapping[str, Any] = Field(exclude=True)
+    release: Release = Field(exclude=True)
+    task: str | None = None
+    temperature: float | None = None
+    max_tokens: int | None = None
+
+    @field_validator("release", mode="before")
+    @classmethod
+    def _load(cls, release: object) -> object:
+        return Release.load(release) if isinstance(release, str | Path) else release
+
+    def model_post_init(self, context: Any, /) -> None:
+        """Check the tiers against the release now, not at the first call."""
+        super().model_post_init(context)
+        self._dispatcher  # noqa: B018
+
+    @cached_property
+    def _dispatcher(self) -> Dispatcher:
+        return Dispatcher(self.release, {name: LangChainTier.of(name, tier) for name, tier in self.tiers.items()})
+
+    @property
+    def _llm_type(self) -> str:
+        return "routenlp-router"
+
+    @property
+    def _identifying_params(self) -> dict[str, Any]:
+        certificate = self.release.certificate
+        return {
+            "tiers": list(self.tiers),
+            "task": self.task,
+            "policy": repr(self.release.policy),
+            "data_hash": certificate.data_hash if certificate else None,
+        }
+
+    def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
+        params = LangSmithParams(
+            ls_provider="routenlp",
+            ls_model_name=kwargs.get("model") or "routenlp-router",
+            ls_model_type="chat",
+        )
+        for name in _SAMPLING:
+            value = kwargs.get(name, getattr(self, name))
+            if value is not None:
+                params[f"ls_{name}"] = value  # type: ignore[literal-required]
+        if stop:
+            params["ls_stop"] = stop
+        return params
+
+    def bind_tools(
+        self,
+        tools: Sequence[dict[str, Any] | type | Callable[..., Any] | BaseTool],
+        *,
+        tool_choice: str | dict[str, Any] | bool | None = None,
+        **kwargs: Any,
+    ) -> Runnable[LanguageModelInput, AIMessage]:
+        """Bind tools. Calls with tools are answered by the frontier: no certificate covers them yet."""
+        choice = {} if tool_choice is None else {"tool_choice": tool_choice}
+        return self.bind(tools=[convert_to_openai_tool(tool) for tool in tools], **choice, **kwargs)
+
+    def _generate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        query, dispatcher = self._prepare(messages, stop, run_manager, kwargs)
+        return _result(dispatcher.run(query))
+
+    async def _agenerate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        query, dispatcher = self._prepare(messages, stop, run_manager, kwargs)
+        return _result(await dispatcher.arun(query))
+
+    def _prepare(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None,
+        run_manager: CallbackManagerForLLMRun | AsyncCallbackManagerForLLMRun | None,
+        kwargs: dict[str, Any],
+    ) -> tuple[Query, Dispatcher]:
+        """The query of a call, and who answers it: ``model=NAME`` pins a tier."""
+        options = {name: value for name in _SAMPLING if (value := getattr(self, name)) is not None}
+        options |= {name: value for name, value in kwargs.items() if name != "model"}
+        requires = frozenset(_BEYOND_TEXT[name] for name in options if name in _BEYOND_TEXT)
+        task = (run_manager.metadata if run_manager else {}).get("routenlp_task", self.task)
+        query = query_of(messages, task, requires, ModelCall(messages, stop, options))
+        pinned = kwargs.get("model")
+        if pinned is None:
+            return query, self._dispatcher
+        if pinned not in self.tiers:
+            raise PortfolioError(f"model={pinned!r} is not a tier; tiers: {', '.join(self.tiers)}")
+        return query, self._dispatcher.pinned(pinned)
+
+
+def _result(answer: Answer) -> ChatResult:
+    return ChatResult(generations=[ChatGeneration(message=answer_message(answer))])

@@ -1,0 +1,70 @@
+"""Between LangChain's messages and the core's queries and completions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
+from langchain_core.messages.ai import UsageMetadata, add_usage
+
+from routenlp_plugins import Answer, Completion, Query
+
+__all__ = ["answer_message", "completion_of", "message_of", "query_of"]
+
+_ROLES = {"human": "user", "ai": "assistant", "system": "system"}
+
+
+def query_of(messages: Sequence[BaseMessage], task: str | None, requires: frozenset[str], payload: Any) -> Query:
+    """The query of a conversation: its text is the last message of the user."""
+    last = next((message for message in reversed(messages) if isinstance(message, HumanMessage)), messages[-1])
+    chat = tuple({"role": _ROLES.get(m.type, m.type), "content": str(m.text)} for m in messages)
+    return Query(str(last.text), task=task, messages=chat, requires=requires, payload=payload)
+
+
+def completion_of(message: AIMessage) -> Completion:
+    """A tier's message as evidence: log-probabilities and token counts where the tier gave them."""
+    content = (message.response_metadata.get("logprobs") or {}).get("content") or []
+    logprobs = tuple(min(float(token["logprob"]), 0.0) for token in content if token.get("logprob") is not None)
+    usage = message.usage_metadata
+    return Completion(
+        text=str(message.text),
+        mean_logprob=sum(logprobs) / len(logprobs) if logprobs else None,
+        token_logprobs=logprobs or None,
+        input_tokens=usage["input_tokens"] if usage else None,
+        output_tokens=usage["output_tokens"] if usage else None,
+        payload=message,
+    )
+
+
+def message_of(completion: Completion, tier: str) -> AIMessage:
+    """The message of an answer: the tier's own where it is a LangChain model, else one with the same facts."""
+    if isinstance(completion.payload, AIMessage):
+        return completion.payload
+    metadata: dict[str, Any] = {"model_name": tier}
+    if completion.token_logprobs is not None:
+        metadata["logprobs"] = {"content": [{"logprob": logprob} for logprob in completion.token_logprobs]}
+    return AIMessage(completion.text, response_metadata=metadata, usage_metadata=_usage(completion))
+
+
+def answer_message(answer: Answer) -> AIMessage:
+    """The message of a routed answer: usage of all attempts, the decision in ``response_metadata["routenlp"]``."""
+    completions = [attempt.completion for attempt in answer.trace.attempts if attempt.completion is not None]
+    message = message_of(completions[-1], answer.tier)
+    usage: UsageMetadata | None = None
+    for completion in completions:
+        own = completion.payload.usage_metadata if isinstance(completion.payload, AIMessage) else _usage(completion)
+        usage = add_usage(usage, own) if own else usage
+    metadata = dict(message.response_metadata)
+    metadata.setdefault("model_name", answer.tier)
+    metadata["routenlp"] = answer.trace.as_dict()
+    return message.model_copy(update={"usage_metadata": usage, "response_metadata": metadata})
+
+
+def _usage(completion: Completion) -> UsageMetadata | None:
+    if completion.input_tokens is None or completion.output_tokens is None:
+        return None
+    total = completion.input_tokens + completion.output_tokens
+    return UsageMetadata(
+        input_tokens=completion.input_tokens, output_tokens=completion.output_tokens, total_tokens=total
+    )

@@ -1,0 +1,80 @@
+"""LangChain models as tiers of the core."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.runnables import Runnable, RunnableBinding
+
+from routenlp_plugins import Call, Completion, PortfolioError
+
+from .messages import completion_of
+
+__all__ = ["LangChainTier", "ModelCall"]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCall:
+    """What `RouterChatModel` was asked: the payload of its queries."""
+
+    messages: list[BaseMessage]
+    stop: list[str] | None
+    options: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class LangChainTier:
+    """A chat model, or a binding of one, that answers without opening a run of its own.
+
+    A nested run would count its tokens once more in every handler and leak rejected tokens into message streams.
+    """
+
+    model: BaseChatModel
+    options: dict[str, Any]
+
+    @classmethod
+    def of(cls, name: str, tier: Any) -> Any:
+        """A LangChain model as a core tier; a core tier as it is.
+
+        Raises:
+            PortfolioError: it is neither.
+        """
+        options: dict[str, Any] = {}
+        model = tier
+        while isinstance(model, RunnableBinding):
+            options = {**model.kwargs, **options}
+            model = model.bound
+        if isinstance(model, BaseChatModel):
+            return cls(model, options)
+        if isinstance(model, Runnable) or not callable(tier):
+            raise PortfolioError(
+                f"tiers: {name} must be a chat model, a binding of one, or a callable Call -> Completion; "
+                f"got {type(model).__name__}"
+            )
+        return tier
+
+    def __call__(self, call: Call) -> Completion:
+        """The model's answer to the messages in the payload."""
+        asked: ModelCall = call.payload
+        # the inner half of invoke: cache, rate limiter and metadata of the tier, but no run
+        result = self.model._generate_with_cache(
+            asked.messages, stop=asked.stop, run_manager=None, **{**self.options, **asked.options}
+        )
+        return _completion(result.generations[0].message)
+
+    async def acall(self, call: Call) -> Completion:
+        """As calling it, without blocking the event loop."""
+        asked: ModelCall = call.payload
+        result = await self.model._agenerate_with_cache(
+            asked.messages, stop=asked.stop, run_manager=None, **{**self.options, **asked.options}
+        )
+        return _completion(result.generations[0].message)
+
+
+def _completion(message: BaseMessage) -> Completion:
+    if not isinstance(message, AIMessage):
+        raise TypeError(f"expected an AIMessage, got {type(message).__name__}")
+    return completion_of(message)

@@ -1,0 +1,83 @@
+"""Route every query to the cheapest tier that is good enough, with a statistical certificate.
+
+The names below are the public interface; each is loaded when it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .cascade.certificate import Certificate as Certificate
+    from .collecting import Reference as Reference
+    from .collecting import collect as collect
+    from .dispatch import Dispatcher as Dispatcher
+    from .errors import BudgetExceededError as BudgetExceededError
+    from .errors import DataError as DataError
+    from .errors import DeadlineExceededError as DeadlineExceededError
+    from .errors import MissingExtraError as MissingExtraError
+    from .errors import NotFittedError as NotFittedError
+    from .errors import PortfolioError as PortfolioError
+    from .errors import ReleaseError as ReleaseError
+    from .errors import RiskNotControlledError as RiskNotControlledError
+    from .errors import RouteNLPError as RouteNLPError
+    from .errors import TierError as TierError
+    from .fitting import Replay as Replay
+    from .fitting import fit as fit
+    from .fitting import replay as replay
+    from .portfolio import Portfolio as Portfolio
+    from .portfolio import Task as Task
+    from .portfolio import Tier as Tier
+    from .release import Release as Release
+    from .tiers.llama_cpp import LlamaCppTier as LlamaCppTier
+    from .tiers.openai_compatible import OpenAICompatibleTier as OpenAICompatibleTier
+    from .tiers.text_classifier import TextClassifierTier as TextClassifierTier
+    from .types import Answer as Answer
+    from .types import Attempt as Attempt
+    from .types import Call as Call
+    from .types import Completion as Completion
+    from .types import Policy as Policy
+    from .types import Query as Query
+    from .types import Trace as Trace
+
+_MODULES = {
+    "cascade.certificate": ("Certificate",),
+    "collecting": ("Reference", "collect"),
+    "dispatch": ("Dispatcher",),
+    "errors": (
+        "BudgetExceededError",
+        "DataError",
+        "DeadlineExceededError",
+        "MissingExtraError",
+        "NotFittedError",
+        "PortfolioError",
+        "ReleaseError",
+        "RiskNotControlledError",
+        "RouteNLPError",
+        "TierError",
+    ),
+    "fitting": ("Replay", "fit", "replay"),
+    "portfolio": ("Portfolio", "Task", "Tier"),
+    "release": ("Release",),
+    "tiers.llama_cpp": ("LlamaCppTier",),
+    "tiers.openai_compatible": ("OpenAICompatibleTier",),
+    "tiers.text_classifier": ("TextClassifierTier",),
+    "types": ("Answer", "Attempt", "Call", "Completion", "Policy", "Query", "Trace"),
+}
+_HOME = {name: module for module, names in _MODULES.items() for name in names}
+
+__version__ = "0.1.0"
+__all__ = sorted(_HOME)  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{_HOME[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

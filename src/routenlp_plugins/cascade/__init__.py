@@ -1,0 +1,1 @@
+"""Bounds, policy search and certificates."""

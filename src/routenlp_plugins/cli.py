@@ -1,0 +1,170 @@
+"""The command line. Exit code 2 is bad input, explained in one sentence on standard error."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from .errors import DataError, ReleaseError, RiskNotControlledError, RouteNLPError
+
+__all__ = ["app"]
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+OutcomeFiles = Annotated[list[Path], typer.Argument(help="Outcome files, .jsonl or .jsonl.gz.", metavar="OUTCOMES...")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+SkipBadLines = Annotated[bool, typer.Option(help="Leave malformed lines out, and count and show them.")]
+
+
+@app.callback()
+def main() -> None:
+    """Route every query to the cheapest tier that is good enough, with a statistical certificate."""
+
+
+@app.command()
+def fit(
+    outcomes: OutcomeFiles,
+    portfolio: Annotated[Path, typer.Option(help="Portfolio, YAML.")],
+    release: Annotated[Path, typer.Option(help="Folder to write; must not exist.")],
+    alpha: Annotated[
+        float, typer.Option(help="For every task: P(answer accepted below the frontier and quality < tau) <= alpha.")
+    ],
+    delta: Annotated[float, typer.Option(help="The promise holds with probability 1 - delta.")] = 0.1,
+    seed: Annotated[int, typer.Option(help="Of the split.")] = 0,
+    skip_bad_lines: SkipBadLines = False,
+    as_json: AsJson = False,
+) -> None:
+    """Find the cheapest policy that can be certified on outcomes, and write it as a release."""
+    from .evaluate.outcomes import read_outcomes
+    from .fitting import fit as fit_release
+
+    with _bad_input():
+        if release.exists():
+            raise ReleaseError(f"{release}: exists already and is not overwritten; choose a new folder")
+        skipped: list[DataError] = []
+        rows = read_outcomes(outcomes, skip_bad_lines=skip_bad_lines, skipped=skipped)
+        _show_skipped(skipped)
+        try:
+            fitted, refusal = fit_release(rows, portfolio, alpha=alpha, delta=delta, seed=seed), None
+        except RiskNotControlledError as error:
+            fitted, refusal = error.release, str(error)
+        fitted.save(release)
+    certificate = fitted.certificate
+    if certificate is None:
+        raise AssertionError("fit always certifies")
+    if as_json:
+        facts = {"release": str(release), "skipped_lines": len(skipped), "certificate": certificate.as_dict()}
+        _print_json(facts)
+        return
+    console = Console()
+    table = Table("task", "status", "rows", "violations", "bound", "cost ratio", "why")
+    for task in certificate.tasks:
+        bound = "" if task.upper_bound is None else f"{task.upper_bound:.4f}"
+        count = "" if task.violations is None else str(task.violations)
+        table.add_row(task.task, task.status, str(task.n), count, bound, f"{task.cost_ratio:.3f}", task.reason)
+    console.print(table)
+    if refusal is not None:
+        console.print(refusal, highlight=False, markup=False)
+        console.print(f"{release}: written; it keeps every task on the frontier", highlight=False, markup=False)
+    else:
+        claim = f"{certificate.risk} <= {alpha:g} for every task, with probability {1 - delta:g}"
+        console.print(f"{release}: written; certified: {claim}", highlight=False, markup=False)
+
+
+@app.command()
+def replay(
+    outcomes: OutcomeFiles,
+    release: Annotated[Path, typer.Option(help="Folder of the release.")],
+    portfolio: Annotated[Path | None, typer.Option(help="Your portfolio; a release of another one is refused.")] = None,
+    skip_bad_lines: SkipBadLines = False,
+    as_json: AsJson = False,
+) -> None:
+    """What a release would have cost and kept on outcomes."""
+    from .evaluate.outcomes import read_outcomes
+    from .fitting import replay as replay_release
+    from .portfolio import Portfolio
+    from .release import Release
+
+    with _bad_input():
+        loaded = Release.load(release, None if portfolio is None else Portfolio.from_yaml(portfolio))
+        skipped: list[DataError] = []
+        rows = read_outcomes(outcomes, skip_bad_lines=skip_bad_lines, skipped=skipped)
+        _show_skipped(skipped)
+        result = replay_release(rows, loaded)
+    if as_json:
+        _print_json(result.as_dict())
+        return
+    table = Table("", "routed", "against always-frontier")
+    table.add_row("queries", str(result.queries), "")
+    table.add_row("quality", _number(result.quality), _number(result.quality_ratio))
+    table.add_row("cost, USD a query", f"{result.cost_usd:.3g}", _number(result.cost_ratio))
+    for tier, share in result.tier_share.items():
+        table.add_row(f"answered by {tier}", f"{share:.1%}", "")
+    table.add_row("escalated", f"{result.escalation_rate:.1%}", "")
+    table.add_row("violations", f"{result.violation_rate:.2%}", "")
+    for task, rate in result.violation_rate_by_task.items():
+        table.add_row(f"  {task}", f"{rate:.2%}", "")
+    Console().print(table)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for outcomes and release; must not exist.")] = Path("demo-output"),
+    report: Annotated[Path, typer.Option(help="The HTML report.")] = Path("demo-report.html"),
+    seed: Annotated[int, typer.Option(help="Of the workload.")] = 0,
+) -> None:
+    """A chain that exists without us, routed over real local models, from collecting to the next day's bill."""
+    from .demo import run_demo
+
+    with _bad_input():
+        run_demo(out, report, seed)
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """What this installation can do, and the command that installs what it cannot."""
+    from .doctor import examine
+
+    findings = examine()
+    if as_json:
+        _print_json([finding.as_dict() for finding in findings])
+    else:
+        table = Table("what", "found", "to get it")
+        for finding in findings:
+            table.add_row(finding.name, finding.found or "missing", finding.fix or "")
+        Console().print(table)
+    if any(finding.needed and not finding.found for finding in findings):
+        raise typer.Exit(1)
+
+
+@contextmanager
+def _bad_input() -> Iterator[None]:
+    try:
+        yield
+    except RouteNLPError as error:
+        Console(stderr=True).print(f"error: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
+        raise typer.Exit(2) from None
+
+
+def _show_skipped(skipped: list[DataError]) -> None:
+    if skipped:
+        console = Console(stderr=True)
+        console.print(f"{len(skipped)} malformed lines left out, the first of them:", highlight=False)
+        for error in skipped[:5]:
+            console.print(f"  {error}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _print_json(facts: Any) -> None:
+    sys.stdout.write(json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+
+
+def _number(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.4f}"

@@ -1,0 +1,100 @@
+"""Drivers of the flow: they make the calls that `route` asks for."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import replace
+
+from .errors import PortfolioError, TierError
+from .flow import drive, route
+from .release import Release
+from .tiers.boundary import TierCallable, acall_tier, async_form, call_tier, sync_form
+from .types import Answer, Call, Completion, Query
+
+__all__ = ["Dispatcher"]
+
+
+class Dispatcher:
+    """Answers queries with the policy of a release.
+
+    Holds no state of any query: it may be shared by threads and event loops.
+
+    Args:
+        release: what decides.
+        tiers: name -> callable ``Call -> Completion``, sync or async; every tier the release can call must be
+            there. A tier that has both forms is a sync callable with an async method ``acall``.
+
+    Raises:
+        PortfolioError: a tier is missing, is not in the portfolio or is not callable.
+    """
+
+    def __init__(self, release: Release, tiers: Mapping[str, TierCallable]) -> None:
+        names = release.portfolio.names
+        missing = [name for name in release.policy.tiers if name not in tiers]
+        if missing:
+            raise PortfolioError(
+                f"tiers: no callable for {', '.join(missing)}, which the release can call; given: "
+                f"{', '.join(tiers) or 'none'}"
+            )
+        unknown = [name for name in tiers if name not in names]
+        if unknown:
+            raise PortfolioError(
+                f"tiers: {', '.join(unknown)} is not in the portfolio of the release; its tiers: {', '.join(names)}"
+            )
+        for name, tier in tiers.items():
+            if not callable(tier):
+                raise PortfolioError(f"tiers: {name} must be a callable Call -> Completion, got {type(tier).__name__}")
+        self.release = release
+        self.tiers = dict(tiers)
+        self._priced = {tier.name: tier for tier in release.portfolio.tiers}
+
+    def pinned(self, tier: str) -> Dispatcher:
+        """A dispatcher with the same tiers that sends every query to this one."""
+        portfolio = replace(self.release.portfolio, frontier=tier)
+        return Dispatcher(Release.frontier_only(portfolio, tuple(self.release.policy.ladders)), self.tiers)
+
+    def run(self, query: Query | str) -> Answer:
+        """Answer one query.
+
+        Raises:
+            TierError: the frontier failed; carries all attempts.
+            PortfolioError: the query needs a tier that is async only.
+        """
+        return drive(route(self.release.policy, _query(query)), self._call)
+
+    async def arun(self, query: Query | str) -> Answer:
+        """Answer one query without blocking the event loop: sync tiers run in a thread.
+
+        Raises:
+            TierError: the frontier failed; carries all attempts.
+        """
+        flow = route(self.release.policy, _query(query))
+        try:
+            step = next(flow)
+            while True:
+                try:
+                    completion = await self._acall(step)
+                except TierError as error:
+                    step = flow.throw(error)
+                else:
+                    step = flow.send(completion)
+        except StopIteration as stop:
+            answer: Answer = stop.value
+            return answer
+
+    def _call(self, call: Call) -> Completion:
+        function = sync_form(self.tiers[call.tier])
+        if function is None:
+            raise PortfolioError(f"tier {call.tier!r} is async only: use arun, or give it a sync form")
+        return call_tier(self._priced[call.tier], function, call)
+
+    async def _acall(self, call: Call) -> Completion:
+        tier, function = self._priced[call.tier], async_form(self.tiers[call.tier])
+        if function is None:
+            return await asyncio.to_thread(self._call, call)
+        return await acall_tier(tier, function, call)
+
+
+def _query(query: Query | str) -> Query:
+    return Query(query) if isinstance(query, str) else query

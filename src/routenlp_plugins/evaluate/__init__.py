@@ -1,0 +1,1 @@
+"""Outcomes, metrics, tables for fitting, and reports."""

@@ -1,0 +1,226 @@
+"""The outcome format: JSON lines, one query a line, what each tier answered and how good that was.
+
+Missing fields are missing evidence and stay None. A malformed line is an error that names file, line and field.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, TextIO
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ..errors import DataError
+from ..types import Completion, Query
+
+__all__ = ["Outcome", "OutcomeRow", "Paths", "outcome_line", "read_lines", "read_outcomes"]
+
+Paths = str | Path | Iterable[str | Path]
+UnitInterval = Annotated[float, Field(ge=0, le=1)]
+NonNegative = Annotated[float, Field(ge=0)]
+LogProbability = Annotated[float, Field(le=0)]
+Count = Annotated[int, Field(ge=0)]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What one tier did on one query.
+
+    Attributes:
+        quality: in [0, 1]; None is unknown and counts as the worst case where a policy needs it.
+        error: why the tier gave no answer.
+    """
+
+    quality: float | None
+    completion: Completion
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class OutcomeRow:
+    """One query with the outcomes of the tiers.
+
+    Attributes:
+        group: rows that belong together (a dialogue, a contract) and are split and bounded together.
+        propensity: probability with which this row was selected for labelling; None if all were.
+        source: ``file:line`` it was read from.
+    """
+
+    query: Query
+    outcomes: Mapping[str, Outcome]
+    reference: str | None = None
+    group: str | None = None
+    timestamp: str | float | None = None
+    propensity: float | None = None
+    source: str = ""
+
+    @property
+    def unit(self) -> str:
+        """What is drawn from the population: the group, or the query itself."""
+        return f"group:{self.group}" if self.group is not None else f"query:{self.query.id}"
+
+
+class _Outcome(BaseModel):
+    model_config = ConfigDict(strict=True, allow_inf_nan=False, extra="ignore")
+
+    quality: UnitInterval | None
+    answer: str | None = None
+    mean_logprob: LogProbability | None = None
+    token_logprobs: list[LogProbability] | None = None
+    confidence: UnitInterval | None = None
+    input_tokens: Count | None = None
+    output_tokens: Count | None = None
+    cost_usd: NonNegative | None = None
+    latency_ms: NonNegative | None = None
+    error: str | None = None
+
+
+class _Row(BaseModel):
+    model_config = ConfigDict(strict=True, allow_inf_nan=False, extra="ignore")
+
+    query_id: Annotated[str, Field(min_length=1)]
+    task: Annotated[str, Field(min_length=1)]
+    outcomes: Annotated[dict[str, _Outcome], Field(min_length=1)]
+    text: str | None = None
+    reference: str | None = None
+    group: str | None = None
+    timestamp: str | float | None = None
+    propensity: Annotated[float, Field(gt=0, le=1)] | None = None
+
+
+def read_outcomes(
+    paths: Paths, *, skip_bad_lines: bool = False, skipped: list[DataError] | None = None
+) -> list[OutcomeRow]:
+    """Read outcome files (``.jsonl`` or ``.jsonl.gz``), in order.
+
+    Args:
+        skip_bad_lines: leave malformed lines out instead of raising; each goes into `skipped`.
+        skipped: collects the errors of the lines left out.
+
+    Raises:
+        DataError: a file cannot be read, a line is malformed, a query id occurs twice, or there is no row at all.
+    """
+    rows: list[OutcomeRow] = []
+    seen: dict[str, str] = {}
+    files = [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]
+    for path in files:
+        for number, line in read_lines(path):
+            try:
+                row = _parse(line, f"{path}:{number}")
+                first = seen.setdefault(row.query.id or "", row.source)
+                if first != row.source:
+                    raise DataError(f"{row.source}: query_id: {row.query.id!r} occurs already at {first}")
+            except DataError as error:
+                if not skip_bad_lines:
+                    raise
+                if skipped is not None:
+                    skipped.append(error)
+                continue
+            rows.append(row)
+    if not rows:
+        raise DataError(f"{', '.join(map(str, files)) or 'no file'}: no outcomes found")
+    return rows
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """The numbered lines of a text file, plain or gzip.
+
+    Raises:
+        DataError: the file cannot be read, is truncated or is not UTF-8.
+    """
+    number = 0
+    try:
+        with _open(path) as file:
+            for number, line in enumerate(file, start=1):
+                yield number, line
+    except (EOFError, gzip.BadGzipFile) as error:
+        raise DataError(f"{path}:{number + 1}: truncated or damaged gzip file ({error})") from None
+    except UnicodeDecodeError:
+        raise DataError(f"{path}:{number + 1}: not UTF-8 text") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
+
+
+def outcome_line(row: OutcomeRow) -> str:
+    """The JSON line of a row, without newline; `read_outcomes` reads it back."""
+    facts: dict[str, Any] = {
+        "query_id": row.query.id,
+        "task": row.query.task,
+        "text": row.query.text,
+        "reference": row.reference,
+    }
+    facts |= {
+        name: getattr(row, name) for name in ("group", "timestamp", "propensity") if getattr(row, name) is not None
+    }
+    facts["outcomes"] = {tier: _outcome_facts(outcome) for tier, outcome in row.outcomes.items()}
+    return json.dumps(facts, ensure_ascii=False)
+
+
+def _outcome_facts(outcome: Outcome) -> dict[str, Any]:
+    completion = outcome.completion
+    facts: dict[str, Any] = {
+        "quality": outcome.quality,
+        "answer": None if outcome.error else completion.text,
+        "mean_logprob": completion.mean_logprob,
+        "confidence": completion.confidence,
+        "input_tokens": completion.input_tokens,
+        "output_tokens": completion.output_tokens,
+        "cost_usd": completion.cost_usd,
+        "latency_ms": completion.latency_ms,
+    }
+    if completion.token_logprobs is not None:
+        facts["token_logprobs"] = list(completion.token_logprobs)
+    if outcome.error is not None:
+        facts["error"] = outcome.error
+    return facts
+
+
+def _open(path: Path) -> TextIO:
+    if path.suffix == ".gz":
+        return gzip.open(path, "rt", encoding="utf-8")
+    return path.open(encoding="utf-8")
+
+
+def _parse(line: str, source: str) -> OutcomeRow:
+    if not line.strip():
+        raise DataError(f"{source}: empty line")
+    try:
+        row = _Row.model_validate_json(line)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        if first["type"] == "json_invalid":
+            raise DataError(f"{source}: not a complete JSON object ({first['ctx']['error']})") from None
+        field = ".".join(map(str, first["loc"])) or "line"
+        raise DataError(f"{source}: {field}: {first['msg']}, got {_short(first['input'])}") from None
+    return OutcomeRow(
+        query=Query(row.text or "", task=row.task, id=row.query_id),
+        outcomes={tier: _outcome(facts) for tier, facts in row.outcomes.items()},
+        reference=row.reference,
+        group=row.group,
+        timestamp=row.timestamp,
+        propensity=row.propensity,
+        source=source,
+    )
+
+
+def _outcome(facts: _Outcome) -> Outcome:
+    completion = Completion(
+        text=facts.answer or "",
+        confidence=facts.confidence,
+        mean_logprob=facts.mean_logprob,
+        token_logprobs=None if facts.token_logprobs is None else tuple(facts.token_logprobs),
+        input_tokens=facts.input_tokens,
+        output_tokens=facts.output_tokens,
+        cost_usd=facts.cost_usd,
+        latency_ms=facts.latency_ms,
+    )
+    return Outcome(facts.quality, completion, facts.error)
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

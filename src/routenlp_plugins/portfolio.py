@@ -1,0 +1,220 @@
+"""The portfolio: which tiers there are, what they cost, which tasks they may serve."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from .errors import PortfolioError
+
+__all__ = ["Portfolio", "Task", "Tier"]
+
+
+@dataclass(frozen=True, slots=True)
+class Tier:
+    """One model of the portfolio.
+
+    Attributes:
+        input_usd_per_mtok, output_usd_per_mtok: USD per million tokens; both or none.
+        usd_per_hour: USD per hour of the machine it runs on, for tiers that are paid by time.
+    """
+
+    name: str
+    input_usd_per_mtok: float | None = None
+    output_usd_per_mtok: float | None = None
+    usd_per_hour: float | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name:
+            raise PortfolioError(f"tier name: expected a non-empty string, got {self.name!r}")
+        for name in ("input_usd_per_mtok", "output_usd_per_mtok", "usd_per_hour"):
+            price = getattr(self, name)
+            if price is not None and (isinstance(price, bool) or not isinstance(price, int | float) or not price >= 0):
+                raise PortfolioError(f"tier {self.name!r}: {name} must be a number >= 0, got {price!r}")
+        if (self.input_usd_per_mtok is None) != (self.output_usd_per_mtok is None):
+            raise PortfolioError(f"tier {self.name!r}: give input_usd_per_mtok and output_usd_per_mtok together")
+        if self.usd_per_hour is not None and self.input_usd_per_mtok is not None:
+            raise PortfolioError(f"tier {self.name!r}: give prices per token or usd_per_hour, not both")
+
+    def cost(self, input_tokens: int | None, output_tokens: int | None, latency_ms: float | None) -> float | None:
+        """USD of one call, or None where the price or the quantity it applies to is unknown."""
+        if self.usd_per_hour is not None:
+            return None if latency_ms is None else self.usd_per_hour * latency_ms / 3.6e6
+        if self.input_usd_per_mtok is None or self.output_usd_per_mtok is None:
+            return None
+        if input_tokens is None or output_tokens is None:
+            return None
+        return (input_tokens * self.input_usd_per_mtok + output_tokens * self.output_usd_per_mtok) / 1e6
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A named workload.
+
+    Attributes:
+        metric: how answers are scored against references; see `routenlp_plugins.evaluate.metrics`.
+        tau: quality floor in (0, 1]; None means that quality is 0 or 1 and 1 is required.
+        tiers: names of the tiers that may serve it; None allows all. The frontier always may.
+    """
+
+    name: str
+    metric: str | None = None
+    tau: float | None = None
+    tiers: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name:
+            raise PortfolioError(f"task name: expected a non-empty string, got {self.name!r}")
+        if self.tau is not None and not (isinstance(self.tau, int | float) and 0 < self.tau <= 1):
+            raise PortfolioError(f"task {self.name!r}: tau must be in (0, 1], got {self.tau!r}")
+        if self.metric is not None and not isinstance(self.metric, str):
+            raise PortfolioError(f"task {self.name!r}: metric must be a string, got {self.metric!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class Portfolio:
+    """All tiers, the one that is the reference for quality and cost, and the tasks.
+
+    Attributes:
+        frontier: name of the reference tier; "" takes the dearest tier if it is dearest without a tie.
+    """
+
+    tiers: tuple[Tier, ...]
+    frontier: str = ""
+    tasks: tuple[Task, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.tiers:
+            raise PortfolioError("tiers: a portfolio needs at least one tier")
+        names = _unique("tier", [tier.name for tier in self.tiers])
+        _unique("task", [task.name for task in self.tasks])
+        if not self.frontier:
+            object.__setattr__(self, "frontier", _dearest(self.tiers))
+        if self.frontier not in names:
+            raise PortfolioError(f"frontier: {self.frontier!r} is not a tier; tiers: {', '.join(names)}")
+        for task in self.tasks:
+            unknown = [name for name in task.tiers or () if name not in names]
+            if unknown:
+                raise PortfolioError(
+                    f"task {task.name!r}: {', '.join(unknown)} is not a tier; tiers: {', '.join(names)}"
+                )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the tiers as declared."""
+        return tuple(tier.name for tier in self.tiers)
+
+    def tier(self, name: str) -> Tier:
+        """The tier of that name."""
+        for tier in self.tiers:
+            if tier.name == name:
+                return tier
+        raise PortfolioError(f"unknown tier {name!r}; tiers of the portfolio: {', '.join(self.names)}")
+
+    def task(self, name: str) -> Task:
+        """The declared task of that name, or one without metric and tau that every tier may serve."""
+        return next((task for task in self.tasks if task.name == name), Task(name))
+
+    def below_frontier(self, task: str) -> tuple[str, ...]:
+        """Names of the tiers other than the frontier that may serve a task."""
+        allowed = self.task(task).tiers
+        return tuple(n for n in self.names if n != self.frontier and (allowed is None or n in allowed))
+
+    def as_dict(self) -> dict[str, Any]:
+        """In JSON types, without what is unknown; `from_dict` reads it back."""
+        return {
+            "frontier": self.frontier,
+            "tiers": [_known(asdict(tier)) for tier in self.tiers],
+            "tasks": [_known(asdict(task)) for task in self.tasks],
+        }
+
+    @classmethod
+    def from_dict(cls, data: object, source: str = "portfolio") -> Portfolio:
+        """From plain data; `source` names the file in errors.
+
+        Raises:
+            PortfolioError: a field is unknown, missing or out of range.
+        """
+        try:
+            fields_ = _fields_of(data, cls, "")
+            tiers = tuple(
+                Tier(**_fields_of(tier, Tier, f"tiers[{i}]")) for i, tier in enumerate(_list(fields_, "tiers"))
+            )
+            tasks = tuple(_task(task, f"tasks[{i}]") for i, task in enumerate(_list(fields_, "tasks")))
+            return cls(tiers=tiers, frontier=fields_.get("frontier") or "", tasks=tasks)
+        except PortfolioError as error:
+            raise PortfolioError(f"{source}: {error}") from None
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> Portfolio:
+        """From a YAML file ``frontier: NAME``, ``tiers: [{name, input_usd_per_mtok, output_usd_per_mtok |
+        usd_per_hour}]``, ``tasks: [{name, metric, tau, tiers}]``.
+
+        Raises:
+            PortfolioError: the file cannot be read, is no YAML, or does not describe a portfolio.
+        """
+        import yaml
+
+        try:
+            data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise PortfolioError(f"{path}: cannot be read ({error.strerror})") from None
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise PortfolioError(f"{path}: not valid YAML ({error})") from None
+        return cls.from_dict(data, source=str(path))
+
+
+def _dearest(tiers: tuple[Tier, ...]) -> str:
+    if len(tiers) == 1:
+        return tiers[0].name
+    prices = [
+        (tier.input_usd_per_mtok + tier.output_usd_per_mtok, tier.name)
+        for tier in tiers
+        if tier.input_usd_per_mtok is not None and tier.output_usd_per_mtok is not None
+    ]
+    prices.sort(reverse=True)
+    if len(prices) != len(tiers) or prices[0][0] == prices[1][0]:
+        raise PortfolioError("frontier: name it; no tier is dearest by token prices without a tie")
+    return prices[0][1]
+
+
+def _unique(what: str, names: list[str]) -> list[str]:
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise PortfolioError(f"{what} {', '.join(repeated)}: defined more than once")
+    return names
+
+
+def _known(facts: dict[str, Any]) -> dict[str, Any]:
+    return {name: list(v) if isinstance(v, tuple) else v for name, v in facts.items() if v is not None}
+
+
+def _fields_of(data: object, cls: type, where: str) -> dict[str, Any]:
+    if not isinstance(data, Mapping):
+        raise PortfolioError(f"{where or 'top level'}: expected a mapping, got {type(data).__name__}")
+    known = [f.name for f in fields(cls)]
+    unknown = [str(name) for name in data if name not in known]
+    if unknown:
+        raise PortfolioError(
+            f"{where + ': ' if where else ''}unknown field {', '.join(unknown)}; known: {', '.join(known)}"
+        )
+    if "name" in known and "name" not in data:
+        raise PortfolioError(f"{where}: name is missing")
+    return dict(data)
+
+
+def _list(data: dict[str, Any], name: str) -> list[object]:
+    value = data.get(name) or []
+    if not isinstance(value, list):
+        raise PortfolioError(f"{name}: expected a list, got {type(value).__name__}")
+    return value
+
+
+def _task(data: object, where: str) -> Task:
+    values = _fields_of(data, Task, where)
+    tiers = values.get("tiers")
+    if tiers is not None and (not isinstance(tiers, list) or not all(isinstance(name, str) for name in tiers)):
+        raise PortfolioError(f"{where}: tiers must be a list of tier names, got {tiers!r}")
+    return Task(**{**values, "tiers": None if tiers is None else tuple(tiers)})

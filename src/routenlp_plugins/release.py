@@ -1,0 +1,197 @@
+"""A release: one folder with everything that decides, frozen and checked.
+
+release.json         format version, portfolio, policy, certificate
+arrays.safetensors   the paths that were searched and tested: the evidence behind the certificate
+manifest.json        format version and SHA-256 of the two files
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from .cascade.certificate import Certificate
+from .errors import PortfolioError, ReleaseError, RouteNLPError
+from .portfolio import Portfolio
+from .types import Policy, Rung
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["FORMAT_VERSION", "Release"]
+
+FORMAT_VERSION = 1
+_FILES = ("release.json", "arrays.safetensors")
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Portfolio, policy and certificate, promoted and rolled back as one.
+
+    Attributes:
+        certificate: None where every task stays on the frontier by choice and nothing was tested.
+        evidence: task -> name -> array: for the L candidates of the task's path ``thresholds`` (L, K - 1; NaN
+            where a tier is left out, -inf where it accepts every answer), ``risk`` and ``cost_usd`` (L,) on the
+            ordering split.
+    """
+
+    portfolio: Portfolio
+    policy: Policy
+    certificate: Certificate | None = None
+    evidence: Mapping[str, Mapping[str, NDArray[np.float64]]] = field(default_factory=dict, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.policy.frontier != self.portfolio.frontier:
+            raise PortfolioError(
+                f"frontier: the policy names {self.policy.frontier!r}, the portfolio {self.portfolio.frontier!r}"
+            )
+        unknown = [tier for tier in self.policy.tiers if tier not in self.portfolio.names]
+        if unknown:
+            raise PortfolioError(f"policy: {', '.join(unknown)} is not a tier of the portfolio")
+
+    @classmethod
+    def frontier_only(cls, portfolio: Portfolio, tasks: tuple[str, ...] = ()) -> Release:
+        """The release that routes nothing: every query of every task is answered by the frontier."""
+        names = tasks or tuple(task.name for task in portfolio.tasks)
+        return cls(portfolio, Policy(portfolio.frontier, dict.fromkeys(names, ())))
+
+    def save(self, path: str | Path) -> Path:
+        """Write the folder in one step; an existing folder is never touched.
+
+        Raises:
+            ReleaseError: there is something at `path` already, or its parent cannot be written.
+        """
+        from safetensors.numpy import save
+
+        target = Path(path)
+        if target.exists():
+            raise ReleaseError(f"{target}: exists already and is not overwritten; choose a new folder")
+        arrays = {f"{task}/{name}": array for task, of in self.evidence.items() for name, array in of.items()}
+        contents = {"release.json": _dump(self._facts()), "arrays.safetensors": save(arrays)}
+        manifest = {"format_version": FORMAT_VERSION, "sha256": {name: _digest(c) for name, c in contents.items()}}
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as scratch:
+                folder = Path(scratch) / "release"
+                folder.mkdir()
+                for name, content in {**contents, "manifest.json": _dump(manifest)}.items():
+                    (folder / name).write_bytes(content)
+                folder.rename(target)
+        except OSError as error:
+            raise ReleaseError(f"{target}: cannot be written ({error.strerror or error})") from None
+        return target
+
+    @classmethod
+    def load(cls, path: str | Path, portfolio: Portfolio | None = None) -> Release:
+        """Read a folder back, checking every byte.
+
+        Args:
+            portfolio: the portfolio the caller runs; a release of another one is refused. Prices may differ
+                and are then taken from here.
+
+        Raises:
+            ReleaseError: a file is missing, truncated, edited or written by a newer version, or the release
+                belongs to another portfolio.
+        """
+        folder = Path(path)
+        manifest = _json_object(folder / "manifest.json", _read(folder / "manifest.json"))
+        _check_version(folder / "manifest.json", manifest.get("format_version"))
+        digests = manifest.get("sha256")
+        contents = {name: _read(folder / name) for name in _FILES}
+        for name, content in contents.items():
+            if not isinstance(digests, dict) or digests.get(name) != _digest(content):
+                raise ReleaseError(f"{folder / name}: truncated or edited (its SHA-256 is not that of manifest.json)")
+        release = _parse(folder, contents)
+        return release if portfolio is None else release._for(portfolio, folder)
+
+    def _for(self, portfolio: Portfolio, folder: Path) -> Release:
+        mine, theirs = _identity(self.portfolio), _identity(portfolio)
+        different = [name for name in mine if mine[name] != theirs[name]]
+        if different:
+            name = different[0]
+            raise ReleaseError(
+                f"{folder}: belongs to another portfolio ({name}: {mine[name]} in the release, {theirs[name]} in "
+                "yours); fit a new release on outcomes of this portfolio"
+            )
+        return replace(self, portfolio=portfolio)
+
+    def _facts(self) -> dict[str, Any]:
+        rungs = {
+            task: [{"tier": rung.tier, "threshold": rung.threshold, "score": rung.score} for rung in ladder]
+            for task, ladder in self.policy.ladders.items()
+        }
+        return {
+            "format_version": FORMAT_VERSION,
+            "portfolio": self.portfolio.as_dict(),
+            "policy": {"frontier": self.policy.frontier, "ladders": rungs},
+            "certificate": None if self.certificate is None else self.certificate.as_dict(),
+        }
+
+
+def _identity(portfolio: Portfolio) -> dict[str, Any]:
+    """What a policy depends on: everything but prices."""
+    facts = portfolio.as_dict()
+    return {"frontier": facts["frontier"], "tiers": sorted(portfolio.names), "tasks": facts["tasks"]}
+
+
+def _parse(folder: Path, contents: Mapping[str, bytes]) -> Release:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    where = folder / "release.json"
+    facts = _json_object(where, contents["release.json"])
+    _check_version(where, facts.get("format_version"))
+    try:
+        ladders = {task: tuple(Rung(**rung) for rung in ladder) for task, ladder in facts["policy"]["ladders"].items()}
+        certificate = None if facts["certificate"] is None else Certificate.from_dict(facts["certificate"])
+        evidence: dict[str, dict[str, NDArray[np.float64]]] = {}
+        for key, array in load(contents["arrays.safetensors"]).items():
+            task, _, name = key.rpartition("/")
+            evidence.setdefault(task, {})[name] = array
+        portfolio = Portfolio.from_dict(facts["portfolio"], source="portfolio")
+        return Release(portfolio, Policy(facts["policy"]["frontier"], ladders), certificate, evidence)
+    except SafetensorError as error:
+        raise ReleaseError(f"{folder / 'arrays.safetensors'}: {error}") from None
+    except (KeyError, TypeError, AttributeError, RouteNLPError) as error:
+        raise ReleaseError(f"{where}: not a release of format {FORMAT_VERSION} ({error})") from None
+
+
+def _check_version(file: Path, version: object) -> None:
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise ReleaseError(
+            f"{file}: format {version} is newer than {FORMAT_VERSION}, the newest this version reads; "
+            "upgrade routenlp-plugins"
+        )
+    if version != FORMAT_VERSION:
+        raise ReleaseError(f"{file}: format_version: expected {FORMAT_VERSION}, got {version!r}")
+
+
+def _read(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise ReleaseError(f"{file}: cannot be read ({error.strerror}); a release is a folder written by fit") from None
+
+
+def _json_object(file: Path, content: bytes) -> dict[str, Any]:
+    try:
+        data = json.loads(content)
+    except ValueError as error:
+        raise ReleaseError(f"{file}: truncated or edited ({error})") from None
+    if not isinstance(data, dict):
+        raise ReleaseError(f"{file}: expected a JSON object, got {type(data).__name__}")
+    return data
+
+
+def _dump(facts: Mapping[str, Any]) -> bytes:
+    return (json.dumps(facts, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _digest(content: bytes) -> str:
+    return sha256(content).hexdigest()

