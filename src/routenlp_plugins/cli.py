@@ -118,14 +118,19 @@ def replay(
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for outcomes and release; must not exist.")] = Path("demo-output"),
-    report: Annotated[Path, typer.Option(help="The HTML report.")] = Path("demo-report.html"),
+    report: Annotated[Path, typer.Option(help="The HTML report; must not exist.")] = Path("demo-report.html"),
     seed: Annotated[int, typer.Option(help="Of the workload.")] = 0,
+    frontier_model: Annotated[
+        str, typer.Option(help="Model at OPENAI_BASE_URL, if that and a key are set.")
+    ] = "gpt-4o",
+    frontier_input: Annotated[float, typer.Option(help="Its USD per million input tokens.")] = 2.5,
+    frontier_output: Annotated[float, typer.Option(help="Its USD per million output tokens.")] = 10.0,
 ) -> None:
     """A chain that exists without us, routed over real local models, from collecting to the next day's bill."""
-    from .demo import run_demo
+    from .demo import DemoOptions, run_demo
 
     with _bad_input():
-        run_demo(out, report, seed)
+        run_demo(DemoOptions(out, report, seed, frontier_model, (frontier_input, frontier_output)))
 
 
 @app.command()

@@ -12,7 +12,7 @@ from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGeneration, LLMResult
-from langchain_core.runnables import Runnable
+from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.base import RunnableBindingBase
 from pydantic import BaseModel
 
@@ -22,7 +22,7 @@ from .chat_model import RouterChatModel
 from .messages import completion_of
 from .rewrite import chat_models, describe, model_name, rewrite
 
-__all__ = ["ChainTier", "RouterRunnable", "chain_tiers"]
+__all__ = ["ChainTier", "Decisions", "RouterRunnable", "chain_tiers"]
 
 
 class RouterRunnable(RunnableBindingBase[Any, Any]):
@@ -81,15 +81,17 @@ class ChainTier:
 
     def __call__(self, call: Call) -> Completion:
         """Run the chain on its tier."""
-        answers = _Answers()
-        (output,) = self.chain.batch([self.to_input(call.query)], answers.config(call), return_exceptions=True)
-        return answers.completion(call, output)
+        decisions = Decisions()
+        inputs, config = [self.to_input(call.query)], _config(decisions, call)
+        (output,) = self.chain.batch(inputs, config, return_exceptions=True)
+        return _completion(decisions, call, output)
 
     async def acall(self, call: Call) -> Completion:
         """As calling it, without blocking the event loop."""
-        answers = _Answers()
-        (output,) = await self.chain.abatch([self.to_input(call.query)], answers.config(call), return_exceptions=True)
-        return answers.completion(call, output)
+        decisions = Decisions()
+        inputs, config = [self.to_input(call.query)], _config(decisions, call)
+        (output,) = await self.chain.abatch(inputs, config, return_exceptions=True)
+        return _completion(decisions, call, output)
 
 
 def chain_tiers(
@@ -117,33 +119,41 @@ def chain_tiers(
     return {name: ChainTier(pinned(name, tier), to_input) for name, tier in tiers.items()}
 
 
-class _Answers(BaseCallbackHandler):
-    """Keeps the message of the routed model of one run: behind a parser it would be lost."""
+class Decisions(BaseCallbackHandler):
+    """Keeps the messages of the routed model during a run: behind a parser their metadata would be lost.
+
+    Attributes:
+        messages: with the decision in ``response_metadata["routenlp"]``, in order.
+    """
 
     def __init__(self) -> None:
-        self.message: AIMessage | None = None
-
-    def config(self, call: Call) -> Any:
-        return {"callbacks": [self], "metadata": {"routenlp_task": call.query.task}}
+        self.messages: list[AIMessage] = []
 
     def on_llm_end(self, response: LLMResult, **_: Any) -> None:
+        """Keep the message if a router made it."""
         generation = response.generations[0][0]
-        if isinstance(generation, ChatGeneration) and isinstance(generation.message, AIMessage):
-            message = generation.message
-            self.message = message if "routenlp" in message.response_metadata else self.message
+        message = generation.message if isinstance(generation, ChatGeneration) else None
+        if isinstance(message, AIMessage) and "routenlp" in message.response_metadata:
+            self.messages.append(message)
 
-    def completion(self, call: Call, output: Any) -> Completion:
-        if self.message is None:
-            if isinstance(output, Exception):
-                raise output
-            raise TierError("the chain ended without calling its model", call.tier)
-        facts = self.message.response_metadata["routenlp"]["attempts"][-1]
-        return replace(
-            completion_of(self.message),
-            text="" if isinstance(output, Exception) else _text(output),
-            confidence=facts["confidence"],
-            latency_ms=facts["latency_ms"],
-        )
+
+def _config(decisions: Decisions, call: Call) -> RunnableConfig:
+    return {"callbacks": [decisions], "metadata": {"routenlp_task": call.query.task}}
+
+
+def _completion(decisions: Decisions, call: Call, output: Any) -> Completion:
+    if not decisions.messages:
+        if isinstance(output, Exception):
+            raise output
+        raise TierError("the chain ended without calling its model", call.tier)
+    message = decisions.messages[-1]
+    facts = message.response_metadata["routenlp"]["attempts"][-1]
+    return replace(
+        completion_of(message),
+        text="" if isinstance(output, Exception) else _text(output),
+        confidence=facts["confidence"],
+        latency_ms=facts["latency_ms"],
+    )
 
 
 def _chosen(chain: Runnable[Any, Any], model: BaseChatModel | str | None) -> BaseChatModel:

@@ -48,15 +48,19 @@ class RouterChatModel(BaseChatModel):
     model_config = ConfigDict(arbitrary_types_allowed=True, ignored_types=(cached_property,))
 
     tiers: Mapping[str, Any] = Field(exclude=True)
-    release: Release = Field(exclude=True)
+    release: Any = Field(exclude=True)  # a Release: pydantic cannot describe a dataclass of arrays
     task: str | None = None
     temperature: float | None = None
     max_tokens: int | None = None
 
     @field_validator("release", mode="before")
     @classmethod
-    def _load(cls, release: object) -> object:
-        return Release.load(release) if isinstance(release, str | Path) else release
+    def _load(cls, release: object) -> Release:
+        if isinstance(release, Release):
+            return release
+        if isinstance(release, str | Path):
+            return Release.load(release)
+        raise ValueError(f"expected a Release or the path of its folder, got {type(release).__name__}")
 
     def model_post_init(self, context: Any, /) -> None:
         """Check the tiers against the release now, not at the first call."""
