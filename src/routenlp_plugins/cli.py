@@ -7,11 +7,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
 from rich.table import Table
+from typer.core import TyperCommand
 
 from .errors import DataError, ReleaseError, RiskNotControlledError, RouteNLPError
 
@@ -20,8 +21,22 @@ __all__ = ["app"]
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 OutcomeFiles = Annotated[list[Path], typer.Argument(help="Outcome files, .jsonl or .jsonl.gz.", metavar="OUTCOMES...")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+AsJson = Annotated[
+    str | None, typer.Option("--json", metavar="[FILE]", help="JSON for machines, on standard output or into a file.")
+]
 SkipBadLines = Annotated[bool, typer.Option(help="Leave malformed lines out, and count and show them.")]
+
+
+class _Command(TyperCommand):
+    """Lets ``--json`` stand alone: its value is left out if a flag, an outcome file or nothing follows."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if "--json" in args:
+            place = args.index("--json") + 1
+            following = args[place] if place < len(args) else "--"
+            if following.endswith((".jsonl", ".jsonl.gz")) or (following.startswith("-") and following != "-"):
+                args = [*args[:place], "-", *args[place:]]
+        return super().parse_args(ctx, args)
 
 
 @app.callback()
@@ -29,7 +44,7 @@ def main() -> None:
     """Route every query to the cheapest tier that is good enough, with a statistical certificate."""
 
 
-@app.command()
+@app.command(cls=_Command)
 def fit(
     outcomes: OutcomeFiles,
     portfolio: Annotated[Path, typer.Option(help="Portfolio, YAML.")],
@@ -40,7 +55,7 @@ def fit(
     delta: Annotated[float, typer.Option(help="The promise holds with probability 1 - delta.")] = 0.1,
     seed: Annotated[int, typer.Option(help="Of the split.")] = 0,
     skip_bad_lines: SkipBadLines = False,
-    as_json: AsJson = False,
+    as_json: AsJson = None,
 ) -> None:
     """Find the cheapest policy that can be certified on outcomes, and write it as a release."""
     from .evaluate.outcomes import read_outcomes
@@ -60,9 +75,9 @@ def fit(
     certificate = fitted.certificate
     if certificate is None:
         raise AssertionError("fit always certifies")
-    if as_json:
+    if as_json is not None:
         facts = {"release": str(release), "skipped_lines": len(skipped), "certificate": certificate.as_dict()}
-        _print_json(facts)
+        _write_json(facts, as_json)
         return
     console = Console()
     table = Table("task", "status", "rows", "violations", "bound", "cost ratio", "why")
@@ -79,13 +94,13 @@ def fit(
         console.print(f"{release}: written; certified: {claim}", highlight=False, markup=False)
 
 
-@app.command()
+@app.command(cls=_Command)
 def replay(
     outcomes: OutcomeFiles,
     release: Annotated[Path, typer.Option(help="Folder of the release.")],
     portfolio: Annotated[Path | None, typer.Option(help="Your portfolio; a release of another one is refused.")] = None,
     skip_bad_lines: SkipBadLines = False,
-    as_json: AsJson = False,
+    as_json: AsJson = None,
 ) -> None:
     """What a release would have cost and kept on outcomes."""
     from .evaluate.outcomes import read_outcomes
@@ -99,8 +114,8 @@ def replay(
         rows = read_outcomes(outcomes, skip_bad_lines=skip_bad_lines, skipped=skipped)
         _show_skipped(skipped)
         result = replay_release(rows, loaded)
-    if as_json:
-        _print_json(result.as_dict())
+    if as_json is not None:
+        _write_json(result.as_dict(), as_json)
         return
     table = Table("", "routed", "against always-frontier")
     table.add_row("queries", str(result.queries), "")
@@ -115,7 +130,7 @@ def replay(
     Console().print(table)
 
 
-@app.command()
+@app.command(cls=_Command)
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for outcomes and release; must not exist.")] = Path("demo-output"),
     report: Annotated[Path, typer.Option(help="The HTML report; must not exist.")] = Path("demo-report.html"),
@@ -133,14 +148,14 @@ def demo(
         run_demo(DemoOptions(out, report, seed, frontier_model, (frontier_input, frontier_output)))
 
 
-@app.command()
-def doctor(as_json: AsJson = False) -> None:
+@app.command(cls=_Command)
+def doctor(as_json: AsJson = None) -> None:
     """What this installation can do, and the command that installs what it cannot."""
     from .doctor import examine
 
     findings = examine()
-    if as_json:
-        _print_json([finding.as_dict() for finding in findings])
+    if as_json is not None:
+        _write_json([finding.as_dict() for finding in findings], as_json)
     else:
         table = Table("what", "found", "to get it")
         for finding in findings:
@@ -155,8 +170,7 @@ def _bad_input() -> Iterator[None]:
     try:
         yield
     except RouteNLPError as error:
-        Console(stderr=True).print(f"error: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
-        raise typer.Exit(2) from None
+        _stop(str(error))
 
 
 def _show_skipped(skipped: list[DataError]) -> None:
@@ -167,8 +181,20 @@ def _show_skipped(skipped: list[DataError]) -> None:
             console.print(f"  {error}", highlight=False, markup=False, soft_wrap=True)
 
 
-def _print_json(facts: Any) -> None:
-    sys.stdout.write(json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+def _write_json(facts: Any, target: str) -> None:
+    text = json.dumps(facts, indent=2, ensure_ascii=False) + "\n"
+    if target == "-":
+        sys.stdout.write(text)
+        return
+    try:
+        Path(target).write_text(text, encoding="utf-8")
+    except OSError as error:
+        _stop(f"{target}: cannot be written ({error.strerror})")
+
+
+def _stop(message: str) -> NoReturn:
+    Console(stderr=True).print(f"error: {message}", style="red", highlight=False, markup=False, soft_wrap=True)
+    raise typer.Exit(2)
 
 
 def _number(value: float | None) -> str:

@@ -67,12 +67,16 @@ class Release:
         Raises:
             ReleaseError: there is something at `path` already, or its parent cannot be written.
         """
+        import numpy as np
         from safetensors.numpy import save
 
         target = Path(path)
         if target.exists():
             raise ReleaseError(f"{target}: exists already and is not overwritten; choose a new folder")
-        arrays = {f"{task}/{name}": array for task, of in self.evidence.items() for name, array in of.items()}
+        # safetensors writes memory as it lies, so columns first would be read back as rows
+        arrays = {
+            f"{task}/{name}": np.ascontiguousarray(a) for task, of in self.evidence.items() for name, a in of.items()
+        }
         contents = {"release.json": _dump(self._facts()), "arrays.safetensors": save(arrays)}
         manifest = {"format_version": FORMAT_VERSION, "sha256": {name: _digest(c) for name, c in contents.items()}}
         try:

@@ -20,7 +20,7 @@ from ..types import Rung
 __all__ = ["Candidate", "candidate_path", "climb", "violations"]
 
 MAX_RUNGS = 3
-LEVELS = 48
+LEVELS = 96
 PATH_LENGTH = 24
 RISK_MARGIN = 1.25
 """Candidates whose estimated risk is above this multiple of alpha are left out: they would hardly ever pass."""
@@ -79,7 +79,8 @@ def candidate_path(table: TaskTable, alpha: float) -> tuple[Candidate, ...]:
         if not front or candidate.cost < front[-1].cost:
             front.append(candidate)
     if len(front) > PATH_LENGTH:
-        keep = np.unique(np.linspace(0, len(front) - 1, PATH_LENGTH).round().astype(int))
+        risks = [candidate.risk for candidate in front]
+        keep = np.unique(np.searchsorted(risks, np.linspace(risks[0], risks[-1], PATH_LENGTH)))
         front = [front[i] for i in keep]
     return tuple(front)
 

@@ -185,7 +185,7 @@ def _summary(rng: random.Random, _: bool) -> tuple[str, str]:
     company, sales, growth = rng.choice(COMPANIES), rng.randint(20, 900), rng.randint(1, 19)
     margin, quarter = rng.randint(8, 40), rng.choice(("first", "second", "third", "fourth"))
     text = (
-        f"Good morning and welcome to the call of {company} for the {quarter} quarter. We are pleased with where we are. "
+        f"Good morning and welcome to the call of {company} for the {quarter} quarter. We are pleased. "
         f"Sales came in at ${sales} million, which is an increase of {growth}% over the same quarter of last year. Our "
         f"people worked hard, and the operating margin was {margin}%. We will now take your questions."
     )

@@ -69,7 +69,7 @@ class TaskTable:
 
 
 def task_tables(rows: Sequence[OutcomeRow], portfolio: Portfolio) -> dict[str, TaskTable]:
-    """One table a task, in order of the task's name.
+    """One table a task, in order of the task's name; rows in order of their query's id.
 
     Raises:
         DataError: an outcome names an unknown tier, a graded task has no tau, the frontier's outcome is missing.
@@ -83,8 +83,9 @@ def task_tables(rows: Sequence[OutcomeRow], portfolio: Portfolio) -> dict[str, T
             )
         if portfolio.frontier not in row.outcomes:
             raise DataError(f"{row.source}: outcomes: the frontier {portfolio.frontier!r} is missing")
-    by_task = groupby(sorted(rows, key=_task_of), key=_task_of)
-    return {task: _table(task, list(members), portfolio) for task, members in by_task}
+    # by id, so that no result depends on the order of the rows
+    in_order = sorted(rows, key=lambda row: (_task_of(row), row.query.id or ""))
+    return {task: _table(task, list(members), portfolio) for task, members in groupby(in_order, key=_task_of)}
 
 
 def split(table: TaskTable, share: float, seed: int) -> tuple[TaskTable, TaskTable]:

@@ -73,6 +73,12 @@ class OpenAICompatibleTier:
         response = await client.chat.completions.create(model=self.model, **request_body(call.query, self.request))
         return _completion(response)
 
+    async def aclose(self) -> None:
+        """Close the connections that the running event loop opened; a later call opens new ones."""
+        client = self._async_clients.pop(asyncio.get_running_loop(), None)
+        if client is not None:
+            await client.close()
+
     @cached_property
     def _client(self) -> OpenAI:
         client: OpenAI = self._openai.OpenAI(**self._options)

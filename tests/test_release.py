@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import json
+from hashlib import sha256
+
+import pytest
+from helpers import FRONTIER, SMALL, portfolio, rows
+
+from routenlp_plugins import Policy, Portfolio, PortfolioError, Release, ReleaseError, Task, Tier, fit
+from routenlp_plugins.types import Rung
+
+
+@pytest.fixture(scope="module")
+def fitted() -> Release:
+    return fit(rows(800), portfolio(), alpha=0.1)
+
+
+@pytest.fixture
+def folder(fitted, tmp_path):
+    return fitted.save(tmp_path / "release")
+
+
+def test_a_release_survives_saving_and_loading(fitted, folder):
+    loaded = Release.load(folder)
+    assert loaded == fitted
+    assert loaded.evidence["t"].keys() == {"thresholds", "risk", "cost_usd"}
+    assert (loaded.evidence["t"]["risk"] == fitted.evidence["t"]["risk"]).all()
+    assert loaded.evidence["t"]["thresholds"].shape == (len(fitted.evidence["t"]["risk"]), 2)
+
+
+def test_the_folder_holds_json_and_safetensors_only(folder):
+    assert {f.name for f in folder.iterdir()} == {"release.json", "arrays.safetensors", "manifest.json"}
+    assert not [f for f in folder.parent.iterdir() if f != folder]
+
+
+def test_an_existing_folder_is_never_overwritten(fitted, folder):
+    before = {f.name: f.read_bytes() for f in folder.iterdir()}
+    with pytest.raises(ReleaseError, match="release: exists already and is not overwritten"):
+        Release.frontier_only(portfolio()).save(folder)
+    assert {f.name: f.read_bytes() for f in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize("name", ["release.json", "arrays.safetensors", "manifest.json"])
+@pytest.mark.parametrize("damage", ["truncated", "edited", "missing", "empty"])
+def test_a_damaged_file_is_named(folder, name, damage):
+    file = folder / name
+    content = file.read_bytes()
+    match damage:
+        case "truncated":
+            file.write_bytes(content[: len(content) // 2])
+        case "edited":
+            file.write_bytes(content.replace(b"0", b"1"))
+        case "empty":
+            file.write_bytes(b"")
+        case "missing":
+            file.unlink()
+    with pytest.raises(ReleaseError, match=r"release\.json|arrays\.safetensors|manifest\.json"):
+        Release.load(folder)
+
+
+def test_every_edited_byte_of_the_content_is_noticed(folder):
+    for name in ("release.json", "arrays.safetensors"):
+        file = folder / name
+        content = file.read_bytes()
+        for position in range(0, len(content), 97):
+            file.write_bytes(content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :])
+            with pytest.raises(ReleaseError, match=f"{name}: truncated or edited"):
+                Release.load(folder)
+        file.write_bytes(content)
+    assert Release.load(folder)
+
+
+def rewrite(folder, **changes):
+    facts = json.loads((folder / "release.json").read_text()) | changes
+    (folder / "release.json").write_text(json.dumps(facts))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["sha256"]["release.json"] = sha256((folder / "release.json").read_bytes()).hexdigest()
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"format_version": 2}, "release.json: format 2 is newer than 1"),
+        ({"format_version": "x"}, "release.json: format_version: expected 1, got 'x'"),
+        ({"policy": {}}, "release.json: not a release of format 1"),
+        ({"policy": {"frontier": "small", "ladders": {}}}, "the policy names 'small', the portfolio 'frontier'"),
+        ({"policy": {"frontier": "frontier", "ladders": {"t": [{"tier": "tiny"}]}}}, "tiny is not a tier"),
+        ({"certificate": {"alpha": 0.1}}, "release.json: not a release of format 1"),
+    ],
+)
+def test_a_release_of_another_format_is_refused(folder, changes, message):
+    rewrite(folder, **changes)
+    with pytest.raises(ReleaseError, match=message):
+        Release.load(folder)
+
+
+def test_a_newer_manifest_is_refused(folder):
+    manifest = json.loads((folder / "manifest.json").read_text()) | {"format_version": 7}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ReleaseError, match=r"manifest\.json: format 7 is newer than 1"):
+        Release.load(folder)
+
+
+def test_a_folder_that_is_no_release_is_named(tmp_path):
+    with pytest.raises(ReleaseError, match="a release is a folder written by fit"):
+        Release.load(tmp_path)
+
+
+def test_a_release_of_another_portfolio_is_refused(folder):
+    other = Portfolio((*portfolio().tiers, Tier("new", 1, 1)), FRONTIER, (Task("t"),))
+    with pytest.raises(ReleaseError, match=r"belongs to another portfolio \(tiers: .*'new'"):
+        Release.load(folder, other)
+    with pytest.raises(ReleaseError, match=r"belongs to another portfolio \(tasks: "):
+        Release.load(folder, portfolio(Task("t", tau=0.5)))
+
+
+def test_repriced_tiers_are_the_same_portfolio(folder):
+    repriced = Portfolio((Tier(SMALL, 0.2, 0.2), *portfolio().tiers[1:]), FRONTIER, (Task("t"),))
+    assert Release.load(folder, repriced).portfolio.tier(SMALL).input_usd_per_mtok == 0.2
+
+
+def test_a_policy_of_other_tiers_cannot_be_released():
+    with pytest.raises(PortfolioError, match="policy: tiny is not a tier of the portfolio"):
+        Release(portfolio(), Policy(FRONTIER, {"t": (Rung("tiny"),)}))
