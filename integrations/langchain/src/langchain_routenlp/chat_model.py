@@ -14,7 +14,7 @@ from langchain_core.outputs import ChatGeneration, ChatResult
 from langchain_core.runnables import Runnable
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
-from pydantic import ConfigDict, Field, field_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from routenlp_plugins import Answer, Dispatcher, PortfolioError, Query, Release
 
@@ -24,6 +24,7 @@ from .tiers import LangChainTier, ModelCall
 __all__ = ["RouterChatModel"]
 
 _SAMPLING = ("temperature", "max_tokens")
+_OF_THE_TIERS = {"timeout", "max_retries", "api_key", "streaming"}
 _BEYOND_TEXT = {"tools": "tools", "functions": "tools", "response_format": "structured output"}
 
 
@@ -38,7 +39,10 @@ class RouterChatModel(BaseChatModel):
         release: a release, or the folder it was saved in.
         task: the task of every call; a call's own ``config["metadata"]["routenlp_task"]`` goes first. May be left
             out if the release knows one task only.
-        temperature, max_tokens: passed on to the tiers that are LangChain models; None leaves them as they are.
+        temperature, max_tokens, stop: passed on to the tiers that are LangChain models; None leaves them as they are.
+
+    ``timeout``, ``max_retries``, ``api_key`` and ``streaming``, which other chat models take, belong to the tiers and
+    do nothing here.
 
     Raises:
         PortfolioError: a tier is missing or unknown.
@@ -52,6 +56,15 @@ class RouterChatModel(BaseChatModel):
     task: str | None = None
     temperature: float | None = None
     max_tokens: int | None = None
+    stop: list[str] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unknown_names(cls, values: dict[str, Any]) -> dict[str, Any]:
+        unknown = sorted(set(values) - set(cls.model_fields) - _OF_THE_TIERS)
+        if unknown:
+            raise ValueError(f"unknown argument {', '.join(unknown)}; known: {', '.join(cls.model_fields)}")
+        return values
 
     @field_validator("release", mode="before")
     @classmethod
@@ -95,8 +108,8 @@ class RouterChatModel(BaseChatModel):
             value = kwargs.get(name, getattr(self, name))
             if value is not None:
                 params[f"ls_{name}"] = value  # type: ignore[literal-required]
-        if stop:
-            params["ls_stop"] = stop
+        if stop or self.stop:
+            params["ls_stop"] = stop or self.stop
         return params
 
     def bind_tools(
@@ -142,7 +155,7 @@ class RouterChatModel(BaseChatModel):
         options |= {name: value for name, value in kwargs.items() if name != "model"}
         requires = frozenset(_BEYOND_TEXT[name] for name in options if name in _BEYOND_TEXT)
         task = (run_manager.metadata if run_manager else {}).get("routenlp_task", self.task)
-        query = query_of(messages, task, requires, ModelCall(messages, stop, options))
+        query = query_of(messages, task, requires, ModelCall(messages, self.stop if stop is None else stop, options))
         pinned = kwargs.get("model")
         if pinned is None:
             return query, self._dispatcher

@@ -58,20 +58,22 @@ class LangChainTier:
 
     def __call__(self, call: Call) -> Completion:
         """The model's answer to the messages in the payload."""
-        asked: ModelCall = call.payload
         # the inner half of invoke: cache, rate limiter and metadata of the tier, but no run
-        result = self.model._generate_with_cache(
-            asked.messages, stop=asked.stop, run_manager=None, **{**self.options, **asked.options}
-        )
+        result = self.model._generate_with_cache(call.payload.messages, run_manager=None, **self._arguments(call))
         return _completion(result.generations[0].message)
 
     async def acall(self, call: Call) -> Completion:
         """As calling it, without blocking the event loop."""
-        asked: ModelCall = call.payload
         result = await self.model._agenerate_with_cache(
-            asked.messages, stop=asked.stop, run_manager=None, **{**self.options, **asked.options}
+            call.payload.messages, run_manager=None, **self._arguments(call)
         )
         return _completion(result.generations[0].message)
+
+    def _arguments(self, call: Call) -> dict[str, Any]:
+        """What is bound to the tier, then what the call asks for."""
+        asked: ModelCall = call.payload
+        stop = {} if asked.stop is None else {"stop": asked.stop}
+        return {"stop": None, **self.options, **asked.options, **stop}
 
 
 def _completion(message: BaseMessage) -> Completion:

@@ -1,0 +1,247 @@
+"""One run, usage of all attempts counted once, and the decision in the message."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from helpers import FRONTIER, MIDDLE, SMALL, portfolio, release
+from langchain_core.callbacks import BaseCallbackHandler, get_usage_metadata_callback
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
+from langchain_core.messages.ai import UsageMetadata
+from langchain_core.outputs import ChatGeneration, ChatResult
+from langchain_core.runnables import RunnableLambda
+from langchain_core.tools import tool
+from langchain_openai import ChatOpenAI
+from pydantic import BaseModel, ValidationError
+
+from langchain_routenlp import RouterChatModel
+from routenlp_plugins import Completion, Policy, PortfolioError, Release, ReleaseError, Task, TierError
+from routenlp_plugins.testing import ScriptedServer, ScriptedTier
+from routenlp_plugins.types import Rung
+
+
+class Scripted(BaseChatModel):
+    """Answers with its name, the options it was called with, log-probabilities and seven tokens of usage."""
+
+    model: str
+    logprob: float = -0.1
+
+    @property
+    def _llm_type(self) -> str:
+        return "scripted"
+
+    def _generate(
+        self, messages: list[BaseMessage], stop: Any = None, run_manager: Any = None, **kw: Any
+    ) -> ChatResult:
+        message = AIMessage(
+            f"{self.model} says",
+            usage_metadata=UsageMetadata(input_tokens=3, output_tokens=4, total_tokens=7),
+            response_metadata={
+                "model_name": self.model,
+                "logprobs": {"content": [{"token": "x", "logprob": self.logprob}]},
+                "seen": {"stop": stop, **kw},
+                "run_manager": run_manager is not None,
+            },
+        )
+        return ChatResult(generations=[ChatGeneration(message=message)])
+
+
+GATED = release(Rung(SMALL, 0.5, "token_probability"))
+SURE, UNSURE = Scripted(model="small-model"), Scripted(model="small-model", logprob=-3.0)
+STRONG = Scripted(model="strong-model")
+
+
+def router(small: Any = SURE, frontier: Any = STRONG, used: Release = GATED, **more: Any) -> RouterChatModel:
+    return RouterChatModel(tiers={SMALL: small, FRONTIER: frontier}, release=used, **more)
+
+
+class Runs(BaseCallbackHandler):
+    """What handlers see of runs."""
+
+    def __init__(self) -> None:
+        self.events: list[str] = []
+
+    def on_chat_model_start(self, serialized: Any, messages: Any, *, run_id: Any, **_: Any) -> None:
+        self.events.append("start")
+
+    def on_llm_end(self, response: Any, *, run_id: Any, **_: Any) -> None:
+        self.events.append("end")
+
+    def on_llm_error(self, error: BaseException, *, run_id: Any, **_: Any) -> None:
+        self.events.append("error")
+
+
+@pytest.mark.parametrize(("small", "text", "calls"), [(SURE, "small-model says", 1), (UNSURE, "strong-model says", 2)])
+@pytest.mark.parametrize("way", ["invoke", "ainvoke", "stream", "astream", "batch", "abatch"])
+async def test_a_cascade_is_one_run_and_its_usage_is_counted_once(small, text, calls, way):
+    runs = Runs()
+    with get_usage_metadata_callback() as usage:
+        message = await ask(router(small), way, {"callbacks": [runs]})
+    assert message.text == text
+    assert runs.events == ["start", "end"]
+    assert [one["total_tokens"] for one in usage.usage_metadata.values()] == [7 * calls]
+    assert message.usage_metadata["total_tokens"] == 7 * calls
+    decision = message.response_metadata["routenlp"]
+    assert [attempt["tier"] for attempt in decision["attempts"]] == [SMALL, FRONTIER][:calls]
+    assert message.response_metadata["model_name"] == text.removesuffix(" says")
+    assert decision["cost_usd"] == pytest.approx(7 * (0.1 if calls == 1 else 10.1) / 1e6)
+
+
+async def ask(model: Any, way: str, config: Any) -> Any:
+    match way:
+        case "invoke":
+            return model.invoke("hi", config)
+        case "ainvoke":
+            return await model.ainvoke("hi", config)
+        case "stream":
+            (chunk,) = model.stream("hi", config)
+            return chunk
+        case "astream":
+            (chunk,) = [chunk async for chunk in model.astream("hi", config)]
+            return chunk
+        case "batch":
+            return model.batch(["hi"], config)[0]
+        case _:
+            return (await model.abatch(["hi"], config))[0]
+
+
+def test_a_rejected_tier_opens_no_run_of_its_own():
+    message = router(UNSURE).invoke("hi")
+    assert message.response_metadata["run_manager"] is False
+
+
+TWO = Release(portfolio(Task("a"), Task("b")), Policy(FRONTIER, {"a": (Rung(SMALL),), "b": ()}))
+
+
+@pytest.mark.parametrize(
+    ("own", "of_the_call", "tier", "reason"),
+    [
+        ("a", None, SMALL, "every answer is accepted"),
+        ("b", None, FRONTIER, "task 'b' stays on the frontier"),
+        ("b", "a", SMALL, "every answer is accepted"),
+        (None, "a", SMALL, "every answer is accepted"),
+        (None, None, FRONTIER, "the query names no task; known tasks: a, b"),
+        ("c", None, FRONTIER, "unknown task 'c'"),
+    ],
+)
+def test_the_task_comes_from_the_call_or_from_the_model(own, of_the_call, tier, reason):
+    metadata = {} if of_the_call is None else {"routenlp_task": of_the_call}
+    decision = router(used=TWO, task=own).invoke("hi", {"metadata": metadata}).response_metadata["routenlp"]
+    assert decision["tier"] == tier
+    assert reason in decision["reason"]
+
+
+def test_the_query_is_the_last_message_of_the_user():
+    small = ScriptedTier(default=Completion("yes"))
+    model = router(small, used=release(Rung(SMALL)))
+    model.invoke([SystemMessage("be brief"), HumanMessage("first"), AIMessage("ok"), HumanMessage("second")])
+    (call,) = small.calls
+    assert call.query.text == "second"
+    assert [message["role"] for message in call.query.chat] == ["system", "user", "assistant", "user"]
+
+
+def test_a_core_tier_becomes_a_message_with_its_evidence():
+    completion = Completion("yes", token_logprobs=(-0.1, -0.2), input_tokens=2, output_tokens=5)
+    message = router(ScriptedTier(default=completion), used=release(Rung(SMALL))).invoke("hi")
+    assert message.usage_metadata["total_tokens"] == 7
+    assert [token["logprob"] for token in message.response_metadata["logprobs"]["content"]] == [-0.1, -0.2]
+    assert message.response_metadata["model_name"] == SMALL
+
+
+def test_calls_with_tools_or_a_response_format_go_to_the_frontier():
+    @tool
+    def weather(city: str) -> str:
+        """The weather of a city."""
+        return city
+
+    message = router().bind_tools([weather], tool_choice="any").invoke("hi")
+    assert message.response_metadata["routenlp"]["reason"].endswith("calls that need tools")
+    seen = message.response_metadata["seen"]
+    assert (seen["tools"][0]["function"]["name"], seen["tool_choice"]) == ("weather", "any")
+    message = router().bind(response_format={"type": "json_object"}).invoke("hi")
+    assert message.response_metadata["routenlp"]["reason"].endswith("calls that need structured output")
+
+
+class Reply(BaseModel):
+    """A reply."""
+
+    text: str
+
+
+def test_a_structured_answer_is_the_frontier_s():
+    with ScriptedServer(lambda messages: '{"text": "hello"}') as server:
+        model = ChatOpenAI(model="m", base_url=server.url, api_key="none")
+        routed = router(frontier=model)
+        structured = routed.bind(response_format={"type": "json_object"}) | RunnableLambda(lambda m: m.text)
+        assert Reply.model_validate_json(structured.invoke("hi")) == Reply(text="hello")
+        assert server.requests[0]["response_format"] == {"type": "json_object"}
+
+
+def test_options_of_the_call_come_before_those_of_the_router_and_those_before_the_tier_s():
+    bound = SURE.bind(temperature=0.1, stop=["tier"], seed=1)
+    assert router(bound).invoke("hi").response_metadata["seen"] == {"temperature": 0.1, "stop": ["tier"], "seed": 1}
+    own = router(bound, temperature=0.2, stop=["router"], max_tokens=5)
+    expected = {"temperature": 0.2, "stop": ["router"], "seed": 1, "max_tokens": 5}
+    assert own.invoke("hi").response_metadata["seen"] == expected
+    called = own.invoke("hi", stop=["call"], temperature=0.3).response_metadata["seen"]
+    assert (called["stop"], called["temperature"]) == (["call"], 0.3)
+
+
+def test_a_call_may_name_its_tier():
+    assert router().invoke("hi", model=FRONTIER).text == "strong-model says"
+    assert router(UNSURE).invoke("hi", model=SMALL).text == "small-model says"
+    with pytest.raises(PortfolioError, match="model='gpt' is not a tier; tiers: small, frontier"):
+        router().invoke("hi", model="gpt")
+
+
+async def test_a_failing_frontier_ends_the_run_with_the_attempts():
+    runs = Runs()
+    model = router(UNSURE, ScriptedTier(default=OSError("refused")))
+    with pytest.raises(TierError, match=r"small: answer rejected; frontier: OSError: refused"):
+        model.invoke("hi", {"callbacks": [runs]})
+    with pytest.raises(TierError) as caught:
+        await model.ainvoke("hi", {"callbacks": [runs]})
+    assert runs.events == ["start", "error"] * 2
+    assert [attempt.tier for attempt in caught.value.attempts] == [SMALL, FRONTIER]
+
+
+async def test_many_calls_at_once_keep_their_decisions_apart():
+    def echo(call: Any) -> Completion:
+        return Completion(call.query.text, confidence=float(call.query.text) / 100)
+
+    model = router(echo, echo, release(Rung(SMALL, 0.5, "confidence")))
+    messages = await asyncio.gather(*(model.ainvoke(str(i)) for i in range(100)))
+    assert [message.text for message in messages] == [str(i) for i in range(100)]
+    tiers = [message.response_metadata["routenlp"]["tier"] for message in messages]
+    assert tiers == [FRONTIER] * 50 + [SMALL] * 50
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"tiers": {FRONTIER: STRONG}}, PortfolioError, "no callable for small, which the release can call"),
+        ({"tiers": {SMALL: SURE, FRONTIER: STRONG, "x": STRONG}}, PortfolioError, "x is not in the portfolio"),
+        ({"tiers": {SMALL: "gpt", FRONTIER: STRONG}}, PortfolioError, "tiers: small must be a chat model"),
+        ({"tiers": {SMALL: RunnableLambda(len), FRONTIER: STRONG}}, PortfolioError, "got RunnableLambda"),
+        ({"release": 3}, ValidationError, "expected a Release or the path of its folder, got int"),
+        ({"release": "nowhere"}, ReleaseError, "nowhere/manifest.json: cannot be read"),
+        ({"taks": "a"}, ValidationError, "unknown argument taks; known: .*task"),
+    ],
+)
+def test_bad_arguments_are_named_at_once(arguments, error, message):
+    with pytest.raises(error, match=message):
+        RouterChatModel(**{"tiers": {SMALL: SURE, FRONTIER: STRONG}, "release": GATED, **arguments})
+
+
+def test_tiers_that_the_policy_never_calls_may_be_left_out():
+    assert MIDDLE not in router().tiers
+    assert router().invoke("hi").text == "small-model says"
+
+
+def test_two_policies_have_different_cache_keys():
+    one, other = router(), router(used=release(Rung(SMALL, 0.6, "token_probability")))
+    assert one._get_llm_string() != other._get_llm_string()
+    assert one._get_llm_string() == router()._get_llm_string()

@@ -1,0 +1,66 @@
+"""Outcomes of a whole chain on each tier."""
+
+from __future__ import annotations
+
+from helpers import FRONTIER, SMALL, portfolio
+from langchain_core.output_parsers import JsonOutputParser
+from langchain_core.prompts import ChatPromptTemplate
+from langchain_openai import ChatOpenAI
+
+from langchain_routenlp import chain_tiers
+from routenlp_plugins import Call, Completion, Query, Reference, Task, collect
+from routenlp_plugins.evaluate.outcomes import read_outcomes
+from routenlp_plugins.testing import ScriptedServer, ScriptedTier
+from routenlp_plugins.tiers.boundary import acall_tier, call_tier
+
+
+def chain(server: ScriptedServer):
+    model = ChatOpenAI(model="m", base_url=server.url, api_key="none", logprobs=True, max_retries=0)
+    return ChatPromptTemplate.from_template("Answer in JSON: {text}") | model | JsonOutputParser()
+
+
+def to_input(query: Query) -> dict[str, str]:
+    return {"text": query.text}
+
+
+def test_each_tier_answers_through_the_whole_chain(tmp_path):
+    completion = Completion('{"a":1}', confidence=0.4, input_tokens=1, output_tokens=1)
+    small = ScriptedTier({"Answer in JSON: broken": Completion("not JSON")}, default=completion)
+    with ScriptedServer(lambda messages: '{"a": 1}') as server:
+        tiers = chain_tiers(chain(server), {SMALL: small, FRONTIER: None}, to_input=to_input)
+        queries = [Reference(Query(text, "t", text), '{"a": 1}') for text in ("fine", "broken")]
+        collect(queries, tiers, tmp_path / "o.jsonl", portfolio=portfolio(Task("t", "accuracy")))
+    fine, broken = read_outcomes(tmp_path / "o.jsonl")
+    assert (fine.outcomes[SMALL].quality, fine.outcomes[FRONTIER].quality) == (1, 1)
+    assert fine.outcomes[SMALL].completion.confidence == 0.4
+    assert fine.outcomes[FRONTIER].completion.mean_logprob < 0
+    assert fine.outcomes[FRONTIER].completion.input_tokens > 0
+    # the router, in the place of the model, would have accepted it: it is a bad answer, not a failed tier
+    assert (broken.outcomes[SMALL].quality, broken.outcomes[SMALL].error) == (0, None)
+
+
+async def test_a_failing_model_is_a_failed_tier():
+    down = ScriptedTier(default=OSError("refused"))
+    with ScriptedServer({}) as server:
+        tier = chain_tiers(chain(server), {SMALL: down}, to_input=to_input)[SMALL]
+        for attempt in (call_tier, acall_tier):
+            error = await failure(attempt, tier)
+            assert "OSError: refused" in error
+
+
+async def failure(attempt, tier) -> str:
+    try:
+        function = tier if attempt is call_tier else tier.acall
+        done = attempt(portfolio().tier(SMALL), function, Call(SMALL, Query("hi", "t")))
+        await done
+    except Exception as error:  # noqa: BLE001
+        return str(error)
+    raise AssertionError("the tier did not fail")
+
+
+async def test_sync_and_async_complete_alike():
+    small = ScriptedTier(default=Completion('{"a": 1}', latency_ms=3.0))
+    with ScriptedServer({}) as server:
+        tier = chain_tiers(chain(server), {SMALL: small}, to_input=to_input)[SMALL]
+        call = Call(SMALL, Query("hi", "t"))
+        assert tier(call) == await tier.acall(call)
