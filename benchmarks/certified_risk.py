@@ -2,7 +2,8 @@
 
 For each task: tiers are trained on fold A and candidates are ordered on a held-out part of it. Fold B is the
 population. 200 certification samples of 1,000 are drawn from it with replacement; each certifies a policy, whose
-risk on B is then known exactly. The share of samples whose policy exceeds alpha must not exceed delta.
+risk on B is then known exactly. The share of samples whose policy exceeds alpha must not exceed delta, and the mean
+cost ratio must be below 1 by MARGIN: a policy that always calls the frontier is no success.
 
     ROUTENLP_DATA=... python benchmarks/certified_risk.py
 """
@@ -26,6 +27,7 @@ from sklearn.neighbors import NearestNeighbors
 from routenlp_plugins import Call, Completion, LlamaCppTier, Portfolio, Query, Reference, TextClassifierTier, collect
 from routenlp_plugins.cascade.certificate import certify
 from routenlp_plugins.cascade.search import Candidate, candidate_path, climb, violations
+from routenlp_plugins.evaluate.metrics import rouge_l
 from routenlp_plugins.evaluate.outcomes import read_outcomes
 from routenlp_plugins.evaluate.table import TaskTable, task_tables
 from routenlp_plugins.testing import count_tokens
@@ -33,9 +35,11 @@ from routenlp_plugins.testing import count_tokens
 HERE = Path(__file__).parent
 SCRATCH = HERE / "scratch"
 ALPHA, DELTA, SAMPLE, DRAWS = 0.05, 0.1, 1000, 200
-RESPONSE_ROWS = {"A": 300, "B": 1000}
-"""Rows of cs_response that the language model answers; drawn at random, it has no time for all of them."""
-EXAMPLES = 3
+MARGIN = 0.05
+"""How far below 1 the mean cost ratio must be."""
+RESPONSE_ROWS = {"A": 400, "B": 1000}
+"""Rows of cs_response that the language model answers: it has no time for all of them."""
+NEIGHBOURS, EXAMPLES = 20, 3
 
 
 def main() -> None:
@@ -49,6 +53,7 @@ def main() -> None:
     results = {
         "alpha": ALPHA,
         "delta": DELTA,
+        "margin": MARGIN,
         "sample": SAMPLE,
         "draws": DRAWS,
         "each_task_alone": {task: result["tasks"][task] for task, result in alone.items()},
@@ -65,13 +70,10 @@ def tables(task: str, folder: Path, portfolio: Portfolio) -> tuple[TaskTable, Ta
     with gzip.open(folder / "tasks" / f"{task}.jsonl.gz", "rt", encoding="utf-8") as lines:
         rows = [json.loads(line) for line in lines]
     rng = np.random.default_rng(0)
-    train = [row for row in rows if row["split"] == "train"]
+    known, ordering = halves([row for row in rows if row["split"] == "train"], rng)
     test = [row for row in rows if row["split"] == "test"]
-    rng.shuffle(train)
-    ordering = train[: RESPONSE_ROWS["A"]] if task == "cs_response" else train[: len(train) * 3 // 10]
-    known = train[len(ordering) :]
     if task == "cs_response":
-        test = [test[i] for i in sorted(rng.choice(len(test), RESPONSE_ROWS["B"], replace=False))]
+        ordering, test = some(ordering, RESPONSE_ROWS["A"], rng), some(test, RESPONSE_ROWS["B"], rng)
     local = response_tiers(known) if task == "cs_response" else classifiers(known)
     frontier = ReferenceFrontier({row["query_id"]: row["reference"] for row in rows}, instruction(task, known))
     done = []
@@ -81,6 +83,20 @@ def tables(task: str, folder: Path, portfolio: Portfolio) -> tuple[TaskTable, Ta
         collect(references, {**local, portfolio.frontier: frontier}, out, portfolio=portfolio)
         done.append(task_tables(read_outcomes(out), portfolio)[task])
     return done[0], done[1]
+
+
+def halves(rows: list[Any], rng: np.random.Generator) -> tuple[list[Any], list[Any]]:
+    """Seven tenths to train on and three to order with; the turns of a dialogue stay together."""
+    starts = np.cumsum(["\nAgent: " not in row["text"] for row in rows])
+    held_out = rng.random(starts[-1] + 1) < 0.3
+    return (
+        [row for row, start in zip(rows, starts, strict=True) if not held_out[start]],
+        [row for row, start in zip(rows, starts, strict=True) if held_out[start]],
+    )
+
+
+def some(rows: list[Any], n: int, rng: np.random.Generator) -> list[Any]:
+    return [rows[i] for i in sorted(rng.choice(len(rows), n, replace=False))]
 
 
 def instruction(task: str, known: Sequence[Mapping[str, str]]) -> str:
@@ -99,24 +115,34 @@ def classifiers(known: Sequence[Mapping[str, str]]) -> dict[str, TextClassifierT
 
 
 def response_tiers(known: Sequence[Mapping[str, str]]) -> dict[str, Callable[[Call], Completion]]:
-    """The reply to the most similar known dialogue, and SmolLM2 shown the three most similar."""
-    vectorizer = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 4), sublinear_tf=True, max_features=100_000)
-    index = NearestNeighbors(n_neighbors=EXAMPLES, metric="cosine").fit(
+    """Retrieval over known dialogues, and SmolLM2 shown the three most similar ones.
+
+    Retrieval returns, of the replies to similar dialogues, the one that agrees best with all of them, and that
+    agreement is its confidence: minimum Bayes risk decoding (Kumar and Byrne 2004) with ROUGE-L.
+    """
+    vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=2)
+    index = NearestNeighbors(n_neighbors=NEIGHBOURS, metric="cosine").fit(
         vectorizer.fit_transform([tail(row["text"]) for row in known])
     )
     model = LlamaCppTier(request={"max_tokens": 40, "stop": ["\n"]})
 
     def nearest(text: str) -> list[tuple[float, Mapping[str, str]]]:
         distance, rows = index.kneighbors(vectorizer.transform([tail(text)]))
-        return [(1 - float(d), known[i]) for d, i in zip(distance[0], rows[0], strict=True)]
+        return [(max(1 - float(d), 1e-3), known[i]) for d, i in zip(distance[0], rows[0], strict=True)]
 
     def retrieval(call: Call) -> Completion:
-        similarity, row = nearest(call.query.text)[0]
-        return Completion(row["reference"], confidence=min(max(similarity, 0.0), 1.0))
+        similar = nearest(call.query.text)
+        weight = sum(similarity**2 for similarity, _ in similar)
+        agreement = {
+            reply: sum(similarity**2 * rouge_l(reply, row["reference"]) for similarity, row in similar) / weight
+            for reply in dict.fromkeys(row["reference"] for _, row in similar)
+        }
+        best = max(agreement, key=lambda reply: agreement[reply])
+        return Completion(best, confidence=min(agreement[best], 1.0))
 
     def smollm2(call: Call) -> Completion:
         messages = [{"role": "system", "content": "You are a bank's support agent. Give the agent's next reply."}]
-        for _, row in reversed(nearest(call.query.text)):
+        for _, row in reversed(nearest(call.query.text)[:EXAMPLES]):
             messages.append({"role": "user", "content": tail(row["text"])})
             messages.append({"role": "assistant", "content": row["reference"]})
         messages.append({"role": "user", "content": tail(call.query.text)})
@@ -126,8 +152,8 @@ def response_tiers(known: Sequence[Mapping[str, str]]) -> dict[str, Callable[[Ca
 
 
 def tail(text: str) -> str:
-    """The last three turns of a dialogue: what a small context has room for."""
-    return "\n".join(text.split("\n")[-3:])
+    """The last two turns of a dialogue: what a small context has room for."""
+    return "\n".join(text.split("\n")[-2:])
 
 
 @dataclass(frozen=True)
@@ -185,6 +211,7 @@ def summary(population: TaskTable, chosen: Sequence[Candidate | None], candidate
         "mean_risk": round(float(risk.mean()), 4),
         "largest_risk": round(float(risk.max()), 4),
         "mean_cost_ratio": round(float(cost.mean()), 4),
+        "below_margin": bool(cost.mean() <= 1 - MARGIN),
         "mean_quality_ratio": round(float(quality.mean()), 4),
         "exceeds": exceeds,
     }

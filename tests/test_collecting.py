@@ -55,6 +55,32 @@ class Interrupt(BaseException):
     """What a user pressing Ctrl-C looks like to a tier."""
 
 
+@pytest.mark.parametrize(
+    "half", ['{"qu', '{"query_id": "t1", "task": "t", "outcomes": {"sm', '{"query_id": "t1", "text": "né', "{"]
+)
+def test_a_half_written_line_is_done_again(tmp_path, half):
+    out = tmp_path / "o.jsonl"
+    collect(queries(1), tiers(), out, portfolio=PORTFOLIO)
+    written = out.read_text(encoding="utf-8")
+    out.write_bytes(written.encode() + half.encode()[:-1])
+    assert collect(queries(2), tiers(), out, portfolio=PORTFOLIO) == 1
+    assert out.read_text(encoding="utf-8").startswith(written + '{"query_id": "t1"')
+
+
+@pytest.mark.parametrize("content", ["important notes", '{"other": 1}', "first\nsecond", '{"query_id": "x"}\n'])
+def test_a_file_that_holds_something_else_is_left_alone(tmp_path, content):
+    out = tmp_path / "o.jsonl"
+    out.write_text(content)
+    with pytest.raises(DataError, match=r"o\.jsonl:1: "):
+        collect(queries(1), tiers(), out, portfolio=PORTFOLIO)
+    assert out.read_text() == content
+
+
+def test_a_compressed_file_cannot_be_appended_to(tmp_path):
+    with pytest.raises(DataError, match=r"o\.jsonl\.gz: outcomes are appended line by line"):
+        collect(queries(1), tiers(), tmp_path / "o.jsonl.gz", portfolio=PORTFOLIO)
+
+
 def test_a_finished_collection_calls_nothing(tmp_path):
     out = tmp_path / "o.jsonl"
     collect(queries(2), tiers(), out, portfolio=PORTFOLIO)
@@ -86,6 +112,20 @@ def test_a_tier_that_fails_now_and_then_is_recorded_with_its_error(tmp_path):
     collect(queries(3), tiers(small=small), tmp_path / "o.jsonl", portfolio=PORTFOLIO)
     outcome = read_outcomes(tmp_path / "o.jsonl")[1].outcomes[SMALL]
     assert (outcome.quality, outcome.error) == (None, "ValueError: nonsense")
+
+
+def test_what_failed_is_tried_again_and_what_did_not_is_kept(tmp_path):
+    out = tmp_path / "o.jsonl"
+    down = ScriptedTier({"text 1": OSError("refused")}, default="yes")
+    collect(queries(3), tiers(small=down), out, portfolio=PORTFOLIO)
+    second = tiers(small=ScriptedTier(default="yes"))
+    assert collect(queries(4), second, out, portfolio=PORTFOLIO) == 2
+    assert [call.query.id for call in second[SMALL].calls] == ["t1", "t3"]
+    assert [call.query.id for call in second[FRONTIER].calls] == ["t3"]
+    rows = read_outcomes(out)
+    assert [row.query.id for row in rows] == ["t0", "t1", "t2", "t3"]
+    assert [row.outcomes[SMALL].quality for row in rows] == [1, 1, 1, 1]
+    assert list(tmp_path.iterdir()) == [out]
 
 
 def test_a_tier_that_is_down_stops_the_collection(tmp_path):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from .errors import DataError, PortfolioError, TierError
 from .evaluate.metrics import metric
-from .evaluate.outcomes import Outcome, OutcomeRow, Paths, outcome_line, read_lines, read_outcomes
+from .evaluate.outcomes import Outcome, OutcomeRow, Paths, outcome_line, parse_outcome_line, read_lines
 from .portfolio import Portfolio
 from .tiers.boundary import SyncTierCallable, TierCallable, call_tier, sync_form
 from .types import Call, Completion, Query
@@ -51,10 +51,11 @@ def collect(
     """Run every tier that may serve a query over it, score the answers and append a line a query to `out`.
 
     Resumable: queries already in `out` are left out, and a half-written last line is done again. A tier that
-    fails is recorded with its error and counts as unknown quality.
+    fails is recorded with its error and counts as unknown quality; the next run tries it again.
 
     Args:
         queries: references, or paths of files of them; see `read_references`.
+        out: the ``.jsonl`` file; what is in it already must be of the same tiers and queries.
         tiers: name -> callable ``Call -> Completion``; the frontier must be among them.
         portfolio: a portfolio, or the path of its YAML file.
         workers: queries that are run at the same time.
@@ -66,7 +67,7 @@ def collect(
     Raises:
         DataError: queries or the existing file are malformed, or no metric is known for a task.
         PortfolioError: a tier is not in the portfolio, is async only, or the frontier is missing.
-        TierError: a tier failed ten times in a row; what was written stays and can be resumed.
+        TierError: a tier failed ten times in a row; what was written stays, and the next run goes on from there.
     """
     if not isinstance(portfolio, Portfolio):
         portfolio = Portfolio.from_yaml(portfolio)
@@ -75,30 +76,43 @@ def collect(
     score = {r.query.id: metric(_metric_name(r, portfolio)) for r in references}
     target = Path(out)
     done = _finished(target, functions, references)
+    failed = {name for name, row in done.items() if any(outcome.error for outcome in row.outcomes.values())}
+    again = [reference for reference in references if reference.query.id in failed]
     waiting = [reference for reference in references if reference.query.id not in done]
-    streak = dict.fromkeys(functions, 0)
 
     def run(reference: Reference) -> OutcomeRow:
         query = reference.query
+        before = done[query.id].outcomes if query.id in done else {}
         allowed = (*portfolio.below_frontier(query.task or ""), portfolio.frontier)
         outcomes = {
-            name: _run(function, portfolio, Call(name, query), reference, score[query.id])
+            name: before[name]
+            if name in before and before[name].error is None
+            else _run(function, portfolio, Call(name, query), reference, score[query.id])
             for name, function in functions.items()
             if name in allowed
         }
         return OutcomeRow(query, outcomes, reference=reference.reference, group=reference.group)
 
     target.parent.mkdir(parents=True, exist_ok=True)
-    batch = 4 * max(workers, 1)
-    with target.open("a", encoding="utf-8") as file, ThreadPoolExecutor(max(workers, 1)) as pool, _bar(progress) as bar:
-        step = bar.add_task("collecting outcomes", total=len(references), completed=len(done))
-        for start in range(0, len(waiting), batch):
-            for row in pool.map(run, waiting[start : start + batch]):
+    with ThreadPoolExecutor(max(workers, 1)) as pool, _bar(progress) as bar:
+        step = bar.add_task("collecting outcomes", total=len(references), completed=len(done) - len(again))
+
+        def rows_of(members: list[Reference]) -> Iterator[OutcomeRow]:
+            streak = dict.fromkeys(functions, 0)
+            batch = 4 * max(workers, 1)
+            for start in range(0, len(members), batch):
+                for row in pool.map(run, members[start : start + batch]):
+                    yield row
+                    bar.advance(step)
+                    _check_streak(streak, row, target)
+
+        if again:
+            _rewrite(target, done | {row.query.id: row for row in rows_of(again)})
+        with target.open("a", encoding="utf-8") as file:
+            for row in rows_of(waiting):
                 file.write(outcome_line(row) + "\n")
                 file.flush()
-                bar.advance(step)
-                _check_streak(streak, row, target)
-    return len(waiting)
+    return len(again) + len(waiting)
 
 
 def read_references(paths: Paths) -> list[Reference]:
@@ -173,13 +187,25 @@ def _metric_name(reference: Reference, portfolio: Portfolio) -> str:
     return name
 
 
-def _finished(target: Path, functions: Mapping[str, object], references: Sequence[Reference]) -> set[str | None]:
-    if not target.exists() or not target.stat().st_size:
-        return set()
-    _drop_half_line(target)
-    if not target.stat().st_size:
-        return set()
-    rows = read_outcomes(target)
+_BEGINNING = b'{"query_id": '
+
+
+def _finished(
+    target: Path, functions: Mapping[str, object], references: Sequence[Reference]
+) -> dict[str | None, OutcomeRow]:
+    """The rows in the file already; a last line that was half written is cut off, anything else is left alone."""
+    if target.suffix == ".gz":
+        raise DataError(f"{target}: outcomes are appended line by line; write to a .jsonl file and compress it later")
+    if not target.exists():
+        return {}
+    content = target.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    half = content[whole:]
+    try:
+        lines = content[:whole].decode().split("\n")[:-1]
+    except UnicodeDecodeError:
+        raise DataError(f"{target}: not UTF-8 text") from None
+    rows = [parse_outcome_line(line, f"{target}:{number}") for number, line in enumerate(lines, start=1)]
     known = {reference.query.id for reference in references}
     for row in rows:
         other = [tier for tier in row.outcomes if tier not in functions]
@@ -188,13 +214,19 @@ def _finished(target: Path, functions: Mapping[str, object], references: Sequenc
                 f"{row.source}: belongs to another collection "
                 f"({'tier ' + other[0] if other else 'query ' + str(row.query.id)}); write to a new file"
             )
-    return {row.query.id for row in rows}
+    if half:
+        if half[: len(_BEGINNING)] != _BEGINNING[: len(half)]:
+            raise DataError(f"{target}:{len(lines) + 1}: is no outcome; write to a new file")
+        with target.open("r+b") as file:
+            file.truncate(whole)
+    return {row.query.id: row for row in rows}
 
 
-def _drop_half_line(target: Path) -> None:
-    with target.open("r+b") as file:
-        content = file.read()
-        file.truncate(content.rfind(b"\n") + 1)
+def _rewrite(target: Path, rows: Mapping[str | None, OutcomeRow]) -> None:
+    """Replace the whole file in one step."""
+    scratch = target.with_name(f".{target.name}.new")
+    scratch.write_text("".join(outcome_line(row) + "\n" for row in rows.values()), encoding="utf-8")
+    scratch.replace(target)
 
 
 def _run(
@@ -223,6 +255,6 @@ def _check_streak(streak: dict[str, int], row: OutcomeRow, target: Path) -> None
         if streak[tier] >= MAX_FAILURES_IN_A_ROW:
             raise TierError(
                 f"tier {tier!r} failed {streak[tier]} times in a row, last with {outcome.error!r}; the outcomes so far "
-                f"are in {target}: mend the tier, remove the rows with an error and run again",
+                f"are in {target}; mend the tier and run again: what failed is tried again, what did not is kept",
                 tier,
             )

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ..errors import DataError
 from ..types import Completion, Query
 
-__all__ = ["Outcome", "OutcomeRow", "Paths", "outcome_line", "read_lines", "read_outcomes"]
+__all__ = ["Outcome", "OutcomeRow", "Paths", "outcome_line", "parse_outcome_line", "read_lines", "read_outcomes"]
 
 Paths = str | Path | Iterable[str | Path]
 UnitInterval = Annotated[float, Field(ge=0, le=1)]
@@ -110,7 +110,7 @@ def read_outcomes(
     for path in files:
         for number, line in read_lines(path):
             try:
-                row = _parse(line, f"{path}:{number}")
+                row = parse_outcome_line(line, f"{path}:{number}")
                 first = seen.setdefault(row.query.id or "", row.source)
                 if first != row.source:
                     raise DataError(f"{row.source}: query_id: {row.query.id!r} occurs already at {first}")
@@ -185,7 +185,12 @@ def _open(path: Path) -> TextIO:
     return path.open(encoding="utf-8")
 
 
-def _parse(line: str, source: str) -> OutcomeRow:
+def parse_outcome_line(line: str, source: str) -> OutcomeRow:
+    """The row of one JSON line; `source` names its place in errors.
+
+    Raises:
+        DataError: names place and field.
+    """
     if not line.strip():
         raise DataError(f"{source}: empty line")
     try:
