@@ -9,6 +9,8 @@ import socket
 import sys
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import openai
@@ -18,6 +20,7 @@ from sklearn.isotonic import IsotonicRegression
 
 from routenlp_plugins import (
     Call,
+    Completion,
     DataError,
     Dispatcher,
     LlamaCppTier,
@@ -264,9 +267,13 @@ class TestScriptedServer:
         assert chunks[-1].usage.completion_tokens == count_tokens("x" * 400) == 100
         assert chunks[0].choices[0].logprobs.content[0].logprob == pytest.approx(np.log(0.99))
 
-    def test_it_answers_from_a_function_of_the_messages(self):
-        with ScriptedServer(lambda messages: str(len(messages))) as server:
-            assert endpoint(server)(Call(SMALL, Query("x"))).text == "1"
+    def test_it_answers_from_a_function_of_the_request(self):
+        def reply(request: Mapping[str, Any]) -> Completion:
+            return Completion(f"{request['model']}: {len(request['messages'])}", mean_logprob=-0.5)
+
+        with ScriptedServer(reply) as server:
+            completion = endpoint(server)(Call(SMALL, Query("x")))
+        assert (completion.text, completion.mean_logprob) == ("m: 1", -0.5)
 
     def test_it_has_no_address_before_it_runs(self):
         with pytest.raises(RuntimeError, match="use it in a with statement"):

@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from math import log
 from typing import Any
 
 from .errors import TierError
@@ -19,7 +20,8 @@ from .types import Call, Completion
 
 __all__ = ["ScriptedServer", "ScriptedTier", "count_tokens"]
 
-Reply = Mapping[str, str] | Callable[[Sequence[Mapping[str, str]]], str]
+Reply = Completion | str
+Replies = Mapping[str, Reply] | Callable[[Mapping[str, Any]], Reply]
 
 
 def count_tokens(text: str) -> int:
@@ -62,18 +64,17 @@ class _Behaviour:
 class ScriptedServer:
     """An OpenAI-compatible chat-completion server on loopback; a context manager.
 
-    Replies with the text scripted for the last user message, counts tokens with `count_tokens`, streams when
-    asked to, and gives every token the log-probability of `token_probability`.
+    Replies with what is scripted for the last user message, counts tokens with `count_tokens`, and streams when
+    asked to.
 
     Args:
-        replies: last user message -> reply, or a function of the messages. A message without reply is
-            answered with status 404.
-        token_probability: of every token, in (0, 1].
+        replies: last user message -> reply, or a function of the whole request. A reply is a text, or a completion
+            whose `mean_logprob` every token gets; that of a text is log 0.99. A message without reply is answered
+            with status 404.
     """
 
-    def __init__(self, replies: Reply, *, token_probability: float = 0.99) -> None:
+    def __init__(self, replies: Replies) -> None:
         self.replies = replies
-        self.token_probability = token_probability
         self.requests: list[dict[str, Any]] = []
         self._behaviour = _Behaviour()
         self._lock = threading.Lock()
@@ -117,17 +118,17 @@ class ScriptedServer:
                 self._behaviour = replace(behaviour, failures_left=behaviour.failures_left - 1)
         return behaviour
 
-    def _reply(self, messages: Sequence[Mapping[str, str]]) -> str | None:
+    def _reply(self, request: Mapping[str, Any]) -> Completion | None:
         if callable(self.replies):
-            return self.replies(messages)
-        last = next((m["content"] for m in reversed(messages) if m.get("role") == "user"), "")
-        return self.replies.get(last)
+            reply: Reply | None = self.replies(request)
+        else:
+            asked = (m["content"] for m in reversed(request["messages"]) if m.get("role") == "user")
+            reply = self.replies.get(next(asked, ""))
+        return Completion(reply) if isinstance(reply, str) else reply
 
-    def _logprobs(self, tokens: Sequence[str]) -> dict[str, Any]:
-        from math import log
 
-        logprob = log(self.token_probability)
-        return {"content": [{"token": t, "logprob": logprob, "bytes": None, "top_logprobs": []} for t in tokens]}
+def _token(text: str, logprob: float | None) -> dict[str, Any]:
+    return {"token": text, "logprob": log(0.99) if logprob is None else logprob, "bytes": None, "top_logprobs": []}
 
 
 class _Http(ThreadingHTTPServer):
@@ -151,14 +152,14 @@ def _handler(server: ScriptedServer) -> type[BaseHTTPRequestHandler]:
                 self._json({"error": {"message": "scripted failure"}}, behaviour.status or 500)
             elif behaviour.nonsense:
                 self._send(b"<html>not a completion</html>", "text/html")
-            elif (text := server._reply(request["messages"])) is None:
+            elif (reply := server._reply(request)) is None:
                 self._json({"error": {"message": "nothing scripted for this message"}}, 404)
             else:
-                self._complete(request, text)
+                self._complete(request, reply)
 
-        def _complete(self, request: dict[str, Any], text: str) -> None:
-            tokens = [text[i : i + 4] for i in range(0, len(text), 4)]
-            logprobs = server._logprobs(tokens) if request.get("logprobs") else None
+        def _complete(self, request: dict[str, Any], reply: Completion) -> None:
+            text = reply.text
+            tokens = [_token(text[i : i + 4], reply.mean_logprob) for i in range(0, len(text), 4)]
             prompt = sum(count_tokens(str(message.get("content") or "")) for message in request["messages"])
             usage = {
                 "prompt_tokens": prompt,
@@ -172,13 +173,13 @@ def _handler(server: ScriptedServer) -> type[BaseHTTPRequestHandler]:
             choice = {
                 "index": 0,
                 "message": {"role": "assistant", "content": text},
-                "logprobs": logprobs,
+                "logprobs": {"content": tokens} if request.get("logprobs") else None,
                 "finish_reason": "stop",
             }
             self._json({**head, "object": "chat.completion", "choices": [choice], "usage": usage})
 
         def _stream(
-            self, head: dict[str, Any], request: dict[str, Any], tokens: Sequence[str], usage: dict[str, int]
+            self, head: dict[str, Any], request: dict[str, Any], tokens: list[dict[str, Any]], usage: dict[str, int]
         ) -> None:
             self.send_response(200)
             self.send_header("Content-Type", "text/event-stream")
@@ -186,8 +187,8 @@ def _handler(server: ScriptedServer) -> type[BaseHTTPRequestHandler]:
             self.end_headers()
             self.close_connection = True
             for token in tokens:
-                logprobs = server._logprobs([token]) if request.get("logprobs") else None
-                delta = {"role": "assistant", "content": token}
+                logprobs = {"content": [token]} if request.get("logprobs") else None
+                delta = {"role": "assistant", "content": token["token"]}
                 self._event(head, [{"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": None}])
             self._event(head, [{"index": 0, "delta": {}, "logprobs": None, "finish_reason": "stop"}])
             if (request.get("stream_options") or {}).get("include_usage"):

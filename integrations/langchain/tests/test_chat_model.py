@@ -172,7 +172,7 @@ class Reply(BaseModel):
 
 
 def test_a_structured_answer_is_the_frontier_s():
-    with ScriptedServer(lambda messages: '{"text": "hello"}') as server:
+    with ScriptedServer(lambda request: '{"text": "hello"}') as server:
         model = ChatOpenAI(model="m", base_url=server.url, api_key="none")
         routed = router(frontier=model)
         structured = routed.bind(response_format={"type": "json_object"}) | RunnableLambda(lambda m: m.text)

@@ -26,7 +26,7 @@ def to_input(query: Query) -> dict[str, str]:
 def test_each_tier_answers_through_the_whole_chain(tmp_path):
     completion = Completion('{"a":1}', confidence=0.4, input_tokens=1, output_tokens=1)
     small = ScriptedTier({"Answer in JSON: broken": Completion("not JSON")}, default=completion)
-    with ScriptedServer(lambda messages: '{"a": 1}') as server:
+    with ScriptedServer(lambda request: '{"a": 1}') as server:
         tiers = chain_tiers(chain(server), {SMALL: small, FRONTIER: None}, to_input=to_input)
         queries = [Reference(Query(text, "t", text), '{"a": 1}') for text in ("fine", "broken")]
         collect(queries, tiers, tmp_path / "o.jsonl", portfolio=portfolio(Task("t", "accuracy")))

@@ -43,9 +43,9 @@ class Reply(BaseModel):
     length: int
 
 
-def reply(messages: Any) -> str:
-    """Depends on every byte of the request."""
-    text = "|".join(str(message["content"]) for message in messages)
+def reply(request: Any) -> str:
+    """Depends on every byte of the messages."""
+    text = "|".join(str(message["content"]) for message in request["messages"])
     return json.dumps({"text": text[::-1], "length": len(text)}, ensure_ascii=False)
 
 
