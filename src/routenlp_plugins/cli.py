@@ -60,6 +60,7 @@ def fit(
     """Find the cheapest policy that can be certified on outcomes, and write it as a release."""
     from .evaluate.outcomes import read_outcomes
     from .fitting import fit as fit_release
+    from .terminal import show_certificate
 
     with _bad_input():
         if release.exists():
@@ -68,9 +69,9 @@ def fit(
         rows = read_outcomes(outcomes, skip_bad_lines=skip_bad_lines, skipped=skipped)
         _show_skipped(skipped)
         try:
-            fitted, refusal = fit_release(rows, portfolio, alpha=alpha, delta=delta, seed=seed), None
+            fitted = fit_release(rows, portfolio, alpha=alpha, delta=delta, seed=seed)
         except RiskNotControlledError as error:
-            fitted, refusal = error.release, str(error)
+            fitted = error.release
         fitted.save(release)
     certificate = fitted.certificate
     if certificate is None:
@@ -80,18 +81,9 @@ def fit(
         _write_json(facts, as_json)
         return
     console = Console()
-    table = Table("task", "status", "rows", "violations", "bound", "cost ratio", "why")
-    for task in certificate.tasks:
-        bound = "" if task.upper_bound is None else f"{task.upper_bound:.4f}"
-        count = "" if task.violations is None else str(task.violations)
-        table.add_row(task.task, task.status, str(task.n), count, bound, f"{task.cost_ratio:.3f}", task.reason)
-    console.print(table)
-    if refusal is not None:
-        console.print(refusal, highlight=False, markup=False)
-        console.print(f"{release}: written; it keeps every task on the frontier", highlight=False, markup=False)
-    else:
-        claim = f"{certificate.risk} <= {alpha:g} for every task, with probability {1 - delta:g}"
-        console.print(f"{release}: written; certified: {claim}", highlight=False, markup=False)
+    show_certificate(console, certificate)
+    kept = "" if certificate.certified else "; it keeps every task on the frontier"
+    console.print(f"{release}: written{kept}", highlight=False, markup=False)
 
 
 @app.command(cls=_Command)
@@ -107,6 +99,7 @@ def replay(
     from .fitting import replay as replay_release
     from .portfolio import Portfolio
     from .release import Release
+    from .terminal import show_replay
 
     with _bad_input():
         loaded = Release.load(release, None if portfolio is None else Portfolio.from_yaml(portfolio))
@@ -117,17 +110,7 @@ def replay(
     if as_json is not None:
         _write_json(result.as_dict(), as_json)
         return
-    table = Table("", "routed", "against always-frontier")
-    table.add_row("queries", str(result.queries), "")
-    table.add_row("quality", _number(result.quality), _number(result.quality_ratio))
-    table.add_row("cost, USD a query", f"{result.cost_usd:.3g}", _number(result.cost_ratio))
-    for tier, share in result.tier_share.items():
-        table.add_row(f"answered by {tier}", f"{share:.1%}", "")
-    table.add_row("escalated", f"{result.escalation_rate:.1%}", "")
-    table.add_row("violations", f"{result.violation_rate:.2%}", "")
-    for task, rate in result.violation_rate_by_task.items():
-        table.add_row(f"  {task}", f"{rate:.2%}", "")
-    Console().print(table)
+    show_replay(Console(), result)
 
 
 @app.command(cls=_Command)
@@ -195,7 +178,3 @@ def _write_json(facts: Any, target: str) -> None:
 def _stop(message: str) -> NoReturn:
     Console(stderr=True).print(f"error: {message}", style="red", highlight=False, markup=False, soft_wrap=True)
     raise typer.Exit(2)
-
-
-def _number(value: float | None) -> str:
-    return "unknown" if value is None else f"{value:.4f}"

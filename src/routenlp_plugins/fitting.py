@@ -77,6 +77,7 @@ def fit(
         tasks=task_certificates,
         data_hash=data_hash(rows),
         seed=seed,
+        ordering_share=ordering_share,
         date=datetime.now(UTC).date().isoformat(),
     )
     names = dict.fromkeys([*(task.name for task in portfolio.tasks), *tables])
@@ -118,12 +119,7 @@ def _evidence(table: TaskTable, path: Sequence[Candidate]) -> dict[str, np.ndarr
 
 def _refusal(certificate: Certificate) -> str:
     lines = [f"no task can leave the frontier at alpha={certificate.alpha:g}, delta={certificate.delta:g}:"]
-    for task in certificate.tasks:
-        bound = "" if task.upper_bound is None else f" (best bound reached: {task.upper_bound:.4f})"
-        needed = f"; about {task.labels_needed} certification rows would do" if task.labels_needed else ""
-        if task.tested and not task.labels_needed:
-            needed = "; more rows would not help, its observed risk is not below alpha"
-        lines.append(f"  {task.task}: {task.reason}{bound}{needed}")
+    lines += [f"  {', '.join(names)}: {sentence}" for sentence, names in certificate.obstacles.items()]
     return "\n".join(lines)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from math import ceil
 from typing import Any, Literal
 
 import numpy as np
@@ -57,6 +58,7 @@ class Certificate:
 
     Attributes:
         data_hash: SHA-256 of the outcomes; see `routenlp_plugins.evaluate.table.data_hash`.
+        seed, ordering_share: what the split can be made again from; see `routenlp_plugins.evaluate.table.split`.
         date: day of the proof, ISO 8601.
     """
 
@@ -65,6 +67,7 @@ class Certificate:
     tasks: tuple[TaskCertificate, ...]
     data_hash: str
     seed: int
+    ordering_share: float
     date: str
     risk: str = RISK
     method: str = METHOD
@@ -78,6 +81,28 @@ class Certificate:
     def status(self) -> Literal["certified", "frontier only"]:
         """Whether at least one task left the frontier."""
         return "certified" if self.certified else "frontier only"
+
+    @property
+    def claim(self) -> str:
+        """What is promised, in a sentence."""
+        return f"{self.risk} <= {self.alpha:g} for every task, with probability {1 - self.delta:g}"
+
+    @property
+    def obstacles(self) -> dict[str, tuple[str, ...]]:
+        """Why tasks stay on the frontier and what would change that: sentence -> names of tasks."""
+        names: dict[str, tuple[str, ...]] = {}
+        for task in self.tasks:
+            if task.status == "frontier":
+                sentence = f"{task.reason}{self._remedy(task)}"
+                names[sentence] = (*names.get(sentence, ()), task.task)
+        return names
+
+    def _remedy(self, task: TaskCertificate) -> str:
+        bound = "" if task.upper_bound is None else f" (best bound reached: {task.upper_bound:.4f})"
+        if task.labels_needed:
+            in_all = ceil(task.labels_needed / (1 - self.ordering_share))
+            return f"{bound}; about {task.labels_needed} certification rows would do, {in_all} outcomes in all"
+        return f"{bound}; more outcomes would not help" if task.tested else bound
 
     def as_dict(self) -> dict[str, Any]:
         """In JSON types; `from_dict` reads it back."""

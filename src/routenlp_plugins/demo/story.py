@@ -24,6 +24,7 @@ from ..evaluate.outcomes import OutcomeRow, read_outcomes
 from ..evaluate.table import task_tables
 from ..fitting import fit, replay
 from ..release import Release
+from ..terminal import show_certificate
 from ..testing import ScriptedServer
 from ..tiers.boundary import TierCallable, call_tier, sync_form
 from ..tiers.llama_cpp import LlamaCppTier
@@ -125,12 +126,9 @@ def _fit(console: Console, outcomes: Path, workload: Workload, options: DemoOpti
     except RiskNotControlledError as error:
         release = error.release
     release.save(options.out / "release")
-    table = Table("task", "status", "rows", "violations", "upper bound", "labels needed")
-    for task in release.certificate.tasks if release.certificate else ():
-        count = "" if task.violations is None else str(task.violations)
-        bound = "" if task.upper_bound is None else f"{task.upper_bound:.3f}"
-        table.add_row(task.task, task.status, str(task.n), count, bound, str(task.labels_needed or ""))
-    console.print(table)
+    if release.certificate is None:
+        raise AssertionError("fit always certifies")
+    show_certificate(console, release.certificate)
     return release
 
 
@@ -232,7 +230,7 @@ def _print_report(console: Console, report: Report) -> None:
     for task, queries, below, quality, cost in report.tasks:
         table.add_row(task, str(queries), f"{below:.1%}", f"{quality:.3f}", f"{cost:.3f}")
     console.print(table)
-    routed, certificate = report.routed, report.certificate
+    routed = report.routed
     label = " (synthetic queries)" if report.synthetic else ""
     frontier = "the reference frontier" if report.frontier == "reference" else "the frontier"
     console.print(
@@ -240,5 +238,3 @@ def _print_report(console: Console, report: Report) -> None:
         f"{frontier} alone{label}[/bold green]: USD {report.cost_usd:.4f} instead of {report.before:.4f}",
         highlight=False,
     )
-    promise = f"{certificate.risk} <= {certificate.alpha:g} for every task, with probability {1 - certificate.delta:g}"
-    console.print(f"Certified for {', '.join(certificate.certified) or 'no task'}: {promise}", highlight=False)

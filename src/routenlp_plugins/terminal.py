@@ -1,0 +1,51 @@
+"""How certificates and replays look on a terminal."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from .cascade.certificate import Certificate
+from .fitting import Replay
+
+__all__ = ["show_certificate", "show_replay"]
+
+
+def show_certificate(console: Console, certificate: Certificate) -> None:
+    """One row a task, then why some stay on the frontier, then what is promised for the others."""
+    table = Table("task", "status", "rows", "violations", "upper bound", "cost ratio")
+    for task in certificate.tasks:
+        table.add_row(
+            task.task,
+            task.status,
+            str(task.n),
+            "" if task.violations is None else str(task.violations),
+            _number(task.upper_bound),
+            _number(task.cost_ratio),
+        )
+    console.print(table)
+    for sentence, names in certificate.obstacles.items():
+        console.print(Text.assemble((", ".join(names), "bold"), f": {sentence}"))
+    certified = ", ".join(certificate.certified)
+    promise = f"Certified for {certified}: {certificate.claim}" if certified else "No task can leave the frontier."
+    console.print(promise, highlight=False, markup=False)
+
+
+def show_replay(console: Console, result: Replay) -> None:
+    """Quality and cost, routed and against always-frontier, then who answered and what went wrong."""
+    table = Table("", "routed", "against always-frontier")
+    table.add_row("queries", str(result.queries), "")
+    table.add_row("quality", _number(result.quality, "unknown"), _number(result.quality_ratio, "unknown"))
+    table.add_row("cost, USD a query", f"{result.cost_usd:.3g}", _number(result.cost_ratio, "unknown"))
+    for tier, share in result.tier_share.items():
+        table.add_row(f"answered by {tier}", f"{share:.1%}", "")
+    table.add_row("escalated", f"{result.escalation_rate:.1%}", "")
+    table.add_row("violations", f"{result.violation_rate:.2%}", "")
+    for task, rate in result.violation_rate_by_task.items():
+        table.add_row(f"  {task}", f"{rate:.2%}", "")
+    console.print(table)
+
+
+def _number(value: float | None, missing: str = "") -> str:
+    return missing if value is None else f"{value:.4f}"
