@@ -76,13 +76,14 @@ def tables(task: str, folder: Path, portfolio: Portfolio) -> tuple[TaskTable, Ta
         ordering, test = some(ordering, RESPONSE_ROWS["A"], rng), some(test, RESPONSE_ROWS["B"], rng)
     local = response_tiers(known) if task == "cs_response" else classifiers(known)
     frontier = ReferenceFrontier({row["query_id"]: row["reference"] for row in rows}, instruction(task, known))
-    done = []
+    done: dict[str, TaskTable] = {}
     for fold, members in (("A", ordering), ("B", test)):
         references = [Reference(Query(r["text"], task, r["query_id"]), r["reference"]) for r in members]
         out = SCRATCH / f"{task}-{fold}.jsonl"
         collect(references, {**local, portfolio.frontier: frontier}, out, portfolio=portfolio)
-        done.append(task_tables(read_outcomes(out), portfolio)[task])
-    return done[0], done[1]
+        like = {task: done["A"]} if done else None
+        done[fold] = task_tables(read_outcomes(out), portfolio, like)[task]
+    return done["A"], done["B"]
 
 
 def halves(rows: list[Any], rng: np.random.Generator) -> tuple[list[Any], list[Any]]:

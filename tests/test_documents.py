@@ -4,38 +4,84 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import json
 import pkgutil
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import ROOT
-from pytest_examples import CodeExample, EvalExample, find_examples
+from pytest_examples import CodeExample, find_examples
 
 import routenlp_plugins
+from routenlp_plugins import Completion
+from routenlp_plugins.demo.workload import load_workload
+from routenlp_plugins.testing import ScriptedServer
 
 DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "integrations").glob("*/README.md")])
-SNIPPETS = list(find_examples(*DOCUMENTS))
+SNIPPETS = [snippet for snippet in find_examples(*DOCUMENTS) if snippet.prefix == "python"]
+TITLED = re.compile(r'^```\w+ title="(?P<name>[^"]+)"\n(?P<content>.*?)^```', re.MULTILINE | re.DOTALL)
 LOCALS: dict[str, dict[str, object]] = {}
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("snippets")
+def endpoint(folder: Path) -> Iterator[ScriptedServer]:
+    """Both models of the README: the dear one is always right, the cheap one is unsure where it is wrong."""
+    lines = map(json.loads, (folder / "queries.jsonl").read_text(encoding="utf-8").splitlines())
+    references = {line["text"]: line["reference"] for line in lines}
+
+    def reply(request: Mapping[str, Any]) -> Completion:
+        text = request["messages"][-1]["content"]
+        right = references.get(text, "card_arrival")
+        if request["model"] == "gpt-4o" or len(text) % 8:
+            return Completion(right, mean_logprob=-0.02)
+        return Completion("something_else", mean_logprob=-1.0)
+
+    with ScriptedServer(reply) as server, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OPENAI_BASE_URL", server.url)
+        patch.setenv("OPENAI_API_KEY", "none")
+        yield server
 
 
-@pytest.mark.parametrize("example", [s for s in SNIPPETS if s.prefix == "python"], ids=str)
-def test_a_snippet_runs(example: CodeExample, eval_example: EvalExample, folder, monkeypatch):
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Holds the files the documents show, and the queries a user would have."""
+    place = tmp_path_factory.mktemp("snippets")
+    for document in DOCUMENTS:
+        for block in TITLED.finditer(document.read_text(encoding="utf-8")):
+            (place / block["name"]).write_text(block["content"], encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch, (place / "queries.jsonl").open("w", encoding="utf-8") as file:
+        patch.delenv("ROUTENLP_DATA", raising=False)
+        queries = {r.query.text: r for r in load_workload(0, (1, 1)).first_day if r.query.task == "cs_intent"}
+        for i, (text, reference) in enumerate(queries.items()):
+            line = {"query_id": str(i), "task": "intent", "text": text, "reference": reference.reference}
+            file.write(json.dumps(line) + "\n")
+    return place
+
+
+@pytest.mark.parametrize("example", SNIPPETS, ids=str)
+@pytest.mark.usefixtures("endpoint")
+def test_a_snippet_runs(example: CodeExample, folder, monkeypatch):
     """Snippets of one document continue one another, in a folder of their own."""
     monkeypatch.chdir(folder)
     names = LOCALS.setdefault(str(example.path), {})
-    names.update(eval_example.run(example, module_globals=dict(names)))
+    exec(compile("\n" * example.start_line + example.source, example.path, "exec"), names)
+
+
+def test_the_release_of_the_readme_is_certified_and_cheaper(folder):
+    release = routenlp_plugins.Release.load(folder / "release")
+    assert release.certificate.certified == ("intent",)
+    assert routenlp_plugins.replay(folder / "outcomes.jsonl", release).cost_ratio < 0.5
 
 
 def test_the_readme_has_snippets():
-    assert any(s.path.name == "README.md" and s.prefix == "python" for s in SNIPPETS)
+    assert len([snippet for snippet in SNIPPETS if snippet.path.name == "README.md"]) >= 5
 
 
 def test_docstring_examples_run():
     modules = [m.name for m in pkgutil.walk_packages(routenlp_plugins.__path__, "routenlp_plugins.")]
     results = [doctest.testmod(importlib.import_module(name)) for name in modules]
     assert sum(result.failed for result in results) == 0
-    assert sum(result.attempted for result in results) > 0
+    assert sum(result.attempted for result in results) >= 5

@@ -45,8 +45,9 @@ def monte_carlo(draws: int, n: int, tasks: int) -> tuple[int, int, float]:
     names = [f"t{i}" for i in range(tasks)]
     ordering = [r for i, name in enumerate(names) for r in rows(300, seed=i, task=name)]
     population = [r for i, name in enumerate(names) for r in rows(6000, seed=100 + i, task=name)]
-    paths = {task: candidate_path(table, ALPHA) for task, table in task_tables(ordering, portfolio()).items()}
-    folds = task_tables(population, portfolio())
+    tables = task_tables(ordering, portfolio())
+    paths = {task: candidate_path(table, ALPHA) for task, table in tables.items()}
+    folds = task_tables(population, portfolio(), like=tables)
     rng = np.random.default_rng(7)
     exceeding = refused = 0
     costs = []

@@ -92,6 +92,32 @@ def test_tiers_stand_in_order_of_what_they_cost_on_this_task():
     assert columns.kinds == (None, None)
 
 
+def test_what_one_split_decided_holds_on_the_other():
+    ordering = [row("a", small=(1.0, 0.5), middle=(1.0, None), frontier=(1.0, None))]
+    dear = [Outcome(1.0, Completion("x", mean_logprob=-0.1, cost_usd=cost)) for cost in (9.0, 1.0, 1.0)]
+    other = OutcomeRow(Query("b", "t", "b"), dict(zip((SMALL, MIDDLE, FRONTIER), dear, strict=True)), source="row b")
+    alone, alike = (
+        task_tables([other], portfolio())["t"],
+        task_tables([other], portfolio(), {"t": table(ordering)})["t"],
+    )
+    assert (alone.tiers, alone.kinds) == ((MIDDLE, SMALL, FRONTIER), ("mean_logprob", "mean_logprob"))
+    assert (alike.tiers, alike.kinds) == ((SMALL, MIDDLE, FRONTIER), ("confidence", None))
+    assert np.isnan(alike.score).all()
+
+
+def test_a_tier_never_tried_on_a_split_costs_what_it_did_on_the_other():
+    ordering = table([row("a", small=(1.0, 0.5), frontier=(1.0, None))])
+    alike = task_tables([row("b", frontier=(1.0, None))], portfolio(), {"t": ordering})["t"]
+    assert alike.cost[0, 0] == pytest.approx(ordering.cost[0, 0])
+    assert alike.score[0, 0] == np.inf
+
+
+def test_a_rung_of_another_kind_of_score_than_the_table_s_is_an_error():
+    columns = table([row("a", small=(1.0, 0.5), frontier=(1.0, None))])
+    with pytest.raises(DataError, match="small is gated by mean_logprob, the table has confidence"):
+        climb(columns, (Rung(SMALL, 0.5, "mean_logprob"),))
+
+
 def test_the_path_rises_in_risk_and_falls_in_cost():
     path = candidate_path(table(rows(600)), alpha=0.1)
     assert len(path) > 5
@@ -129,7 +155,7 @@ def test_groups_are_split_together_and_counted_once():
     members = [
         row(f"{g}-{i}", group=str(g), small=(1.0, 0.5), frontier=(1.0, None)) for g in range(200) for i in range(3)
     ]
-    first, second = split(table(members), 0.4, seed=0)
+    first, second = (table(part) for part in split(members, 0.4, seed=0))
     assert not set(first.units) & set(second.units)
     assert 0.25 < len(first) / len(members) < 0.55
     once = second.one_per_unit(seed=0)

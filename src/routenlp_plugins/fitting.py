@@ -66,11 +66,13 @@ def fit(
             f"{weighted.source or weighted.query.id}: propensity {weighted.propensity}: rows selected with unequal "
             "probability cannot be certified yet; fit on rows that were all labelled"
         )
-    tables = task_tables(rows, portfolio)
-    halves = {task: split(table, ordering_share, seed) for task, table in tables.items()}
-    paths = {task: candidate_path(ordering, alpha) for task, (ordering, _) in halves.items()}
-    held_out = {task: certification.one_per_unit(seed) for task, (_, certification) in halves.items()}
-    chosen, task_certificates = certify(paths, held_out, alpha, delta)
+    for_ordering, for_certification = split(rows, ordering_share, seed)
+    tables = task_tables(for_ordering, portfolio)
+    paths = {task: candidate_path(table, alpha) for task, table in tables.items()}
+    empty = {task: table.take(np.array([], dtype=np.intp)) for task, table in tables.items()}
+    held_out = empty | task_tables(for_certification, portfolio, like=tables)
+    certifiable = {task: held_out[task].one_per_unit(seed) for task in sorted(held_out)}
+    chosen, task_certificates = certify(paths, certifiable, alpha, delta)
     certificate = Certificate(
         alpha=alpha,
         delta=delta,
@@ -80,7 +82,7 @@ def fit(
         ordering_share=ordering_share,
         date=datetime.now(UTC).date().isoformat(),
     )
-    names = dict.fromkeys([*(task.name for task in portfolio.tasks), *tables])
+    names = dict.fromkeys([*(task.name for task in portfolio.tasks), *tables, *held_out])
     ladders = {task: chosen[task].rungs if task in chosen else () for task in names}
     evidence = {task: _evidence(tables[task], path) for task, path in paths.items() if path}
     release = Release(portfolio, Policy(portfolio.frontier, ladders), certificate, evidence)

@@ -39,7 +39,11 @@ class Tier:
             raise PortfolioError(f"tier {self.name!r}: give prices per token or usd_per_hour, not both")
 
     def cost(self, input_tokens: int | None, output_tokens: int | None, latency_ms: float | None) -> float | None:
-        """USD of one call, or None where the price or the quantity it applies to is unknown."""
+        """USD of one call, or None where the price or the quantity it applies to is unknown.
+
+        >>> Tier("a", input_usd_per_mtok=2.5, output_usd_per_mtok=10).cost(400, 50, latency_ms=None)
+        0.0015
+        """
         if self.usd_per_hour is not None:
             return None if latency_ms is None else self.usd_per_hour * latency_ms / 3.6e6
         if self.input_usd_per_mtok is None or self.output_usd_per_mtok is None:

@@ -35,13 +35,20 @@ def fixed_sequence(p_values: ArrayLike, delta: float) -> int:
 
     The order must not depend on the data of the p-values. The chance of any false rejection is at most delta
     (Maurer, Hothorn and Lehmacher 1995; for risk control: Angelopoulos et al., Learn then Test, 2021).
+
+    >>> fixed_sequence([0.01, 0.02, 0.5, 0.01], delta=0.1)
+    2
     """
     passed = np.asarray(p_values) <= delta
     return int(np.argmin(passed)) if not passed.all() else int(passed.size)
 
 
 def smallest_sample(alpha: float, delta: float) -> int:
-    """The fewest rows with which a risk of alpha can be excluded at level delta: all of them without violation."""
+    """The fewest rows with which a risk of alpha can be excluded at level delta: all of them without violation.
+
+    >>> smallest_sample(alpha=0.05, delta=0.1)
+    45
+    """
     return ceil(log(delta) / log(1 - alpha))
 
 
@@ -50,6 +57,9 @@ def labels_needed(risk: float, alpha: float, delta: float, power: float = 0.8) -
 
     The power of an exact test is a saw-tooth in n; the answer is the first n of a doubling and halving search, so
     it is exact up to one tooth.
+
+    >>> labels_needed(risk=0.02, alpha=0.05, delta=0.1)
+    209
     """
     if risk >= alpha:
         return None

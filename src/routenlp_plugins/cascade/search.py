@@ -14,6 +14,7 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import DataError
 from ..evaluate.table import TaskTable
 from ..types import Rung
 
@@ -45,12 +46,19 @@ def climb(table: TaskTable, rungs: tuple[Rung, ...]) -> tuple[NDArray[np.intp], 
 
     Returns:
         (n,) column of the tier that answers, and (n,) USD of all attempts.
+
+    Raises:
+        DataError: a rung compares another kind of score than the table holds.
     """
     answered = np.full(len(table), len(table.tiers) - 1, dtype=np.intp)
     cost = np.zeros(len(table))
     waiting = np.ones(len(table), dtype=np.bool_)
     for rung in rungs:
         column = table.tiers.index(rung.tier)
+        if rung.score not in (None, table.kinds[column]):
+            raise DataError(
+                f"task {table.task!r}: {rung.tier} is gated by {rung.score}, the table has {table.kinds[column]}"
+            )
         cost[waiting] += table.cost[waiting, column]
         accepted = waiting & ~table.failed[:, column]
         if rung.threshold is not None:

@@ -15,7 +15,11 @@ Metric = Callable[[str, str], float]
 
 
 def accuracy(answer: str, reference: str) -> float:
-    """1 if both are the same label up to case, surrounding space and a closing full stop, else 0."""
+    """1 if both are the same label up to case, surrounding space and a closing full stop, else 0.
+
+    >>> accuracy(" Lost_card.", "lost_card")
+    1.0
+    """
     return float(_label(answer) == _label(reference))
 
 

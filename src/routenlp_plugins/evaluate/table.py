@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from itertools import groupby
@@ -68,8 +68,14 @@ class TaskTable:
         return self.take(np.sort(order[first]))
 
 
-def task_tables(rows: Sequence[OutcomeRow], portfolio: Portfolio) -> dict[str, TaskTable]:
+def task_tables(
+    rows: Sequence[OutcomeRow], portfolio: Portfolio, like: Mapping[str, TaskTable] | None = None
+) -> dict[str, TaskTable]:
     """One table a task, in order of the task's name; rows in order of their query's id.
+
+    Args:
+        like: task -> table whose tiers, in their order, and kinds of score are taken over: what is decided on one
+            split must not depend on the other.
 
     Raises:
         DataError: an outcome names an unknown tier, a graded task has no tau, the frontier's outcome is missing.
@@ -85,13 +91,18 @@ def task_tables(rows: Sequence[OutcomeRow], portfolio: Portfolio) -> dict[str, T
             raise DataError(f"{row.source}: outcomes: the frontier {portfolio.frontier!r} is missing")
     # by id, so that no result depends on the order of the rows
     in_order = sorted(rows, key=lambda row: (_task_of(row), row.query.id or ""))
-    return {task: _table(task, list(members), portfolio) for task, members in groupby(in_order, key=_task_of)}
+    known = like or {}
+    return {
+        task: _table(task, list(members), portfolio, known.get(task))
+        for task, members in groupby(in_order, key=_task_of)
+    }
 
 
-def split(table: TaskTable, share: float, seed: int) -> tuple[TaskTable, TaskTable]:
+def split(rows: Sequence[OutcomeRow], share: float, seed: int) -> tuple[list[OutcomeRow], list[OutcomeRow]]:
     """Two parts by a hash of the unit: about `share` of the units, and the rest."""
-    first = unit_interval(table.units, seed) < share
-    return table.take(np.flatnonzero(first)), table.take(np.flatnonzero(~first))
+    draws = unit_interval([row.unit for row in rows], seed)
+    first = [row for row, draw in zip(rows, draws, strict=True) if draw < share]
+    return first, [row for row, draw in zip(rows, draws, strict=True) if draw >= share]
 
 
 def unit_interval(names: Sequence[str] | NDArray[np.str_], seed: int) -> NDArray[np.float64]:
@@ -135,30 +146,38 @@ def _task_of(row: OutcomeRow) -> str:
     return row.query.task or ""
 
 
-def _table(task: str, rows: list[OutcomeRow], portfolio: Portfolio) -> TaskTable:
-    tried = {tier for row in rows for tier in row.outcomes}
-    names = [tier for tier in portfolio.below_frontier(task) if tier in tried] + [portfolio.frontier]
-    cost = np.array([[_cost_or_nan(row, portfolio.tier(name)) for name in names] for row in rows])
-    mean_cost = np.nanmean(cost, axis=0)
-    cost = np.where(np.isnan(cost), mean_cost, cost)
-    order = [*np.argsort(mean_cost[:-1], kind="stable"), len(names) - 1]
-    names = [names[i] for i in order]
+def _table(task: str, rows: list[OutcomeRow], portfolio: Portfolio, like: TaskTable | None) -> TaskTable:
+    names = _by_mean_cost(task, rows, portfolio) if like is None else like.tiers
+    kinds = tuple(_kind(rows, name) for name in names[:-1]) if like is None else like.kinds
+    cost = _costs(rows, names, portfolio)
+    mean_cost = np.nanmean(cost if like is None else np.vstack([cost, like.cost]), axis=0)
     quality = np.array([[_quality(row, name) for name in names] for row in rows])
-    kinds = [_kind(rows, name) for name in names[:-1]]
     scores = [[_score(row, name, kind) for name, kind in zip(names, kinds, strict=False)] for row in rows]
     failed = [[_failed(row, name) for name in names[:-1]] for row in rows]
     shape = (len(rows), len(names) - 1)
     return TaskTable(
         task=task,
-        tiers=tuple(names),
-        kinds=tuple(kinds),
+        tiers=names,
+        kinds=kinds,
         tau=_tau(task, quality, portfolio),
         units=np.array([row.unit for row in rows]),
         quality=quality,
-        cost=cost[:, order],
+        cost=np.where(np.isnan(cost), mean_cost, cost),
         score=np.array(scores, dtype=np.float64).reshape(shape),
         failed=np.array(failed, dtype=np.bool_).reshape(shape),
     )
+
+
+def _by_mean_cost(task: str, rows: list[OutcomeRow], portfolio: Portfolio) -> tuple[str, ...]:
+    tried = {tier for row in rows for tier in row.outcomes}
+    below = [tier for tier in portfolio.below_frontier(task) if tier in tried]
+    mean_cost = np.nanmean(_costs(rows, below, portfolio), axis=0)
+    return (*(below[i] for i in np.argsort(mean_cost, kind="stable")), portfolio.frontier)
+
+
+def _costs(rows: list[OutcomeRow], names: Sequence[str], portfolio: Portfolio) -> NDArray[np.float64]:
+    cost = [[_cost_or_nan(row, portfolio.tier(name)) for name in names] for row in rows]
+    return np.array(cost, dtype=np.float64).reshape(len(rows), len(names))
 
 
 def _cost_or_nan(row: OutcomeRow, tier: Tier) -> float:
