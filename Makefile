@@ -31,6 +31,7 @@ $(DEV)/.installed: $(SOURCES) requirements-dev.txt
 	touch $@
 
 demo: $(DEMO)/.installed
+	rm -rf demo-output demo-report.html
 	$(DEMO)/bin/routenlp demo
 
 test: $(DEV)/.installed
@@ -50,4 +51,4 @@ bench: $(DEV)/.installed
 	$(DEV)/bin/python benchmarks/overhead.py
 
 clean:
-	rm -rf $(DEMO) $(DEV)
+	rm -rf $(DEMO) $(DEV) demo-output demo-report.html

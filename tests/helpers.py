@@ -11,6 +11,7 @@ from routenlp_plugins import Completion, Policy, Portfolio, Query, Release, Task
 from routenlp_plugins.evaluate.outcomes import Outcome, OutcomeRow
 from routenlp_plugins.types import Rung
 
+ROOT = Path(__file__).parent.parent
 SMALL, MIDDLE, FRONTIER = "small", "middle", "frontier"
 PRICES = {SMALL: 0.1, MIDDLE: 1.0, FRONTIER: 10.0}
 

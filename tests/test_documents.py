@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT
+from helpers import ROOT
 from pytest_examples import CodeExample, find_examples
 
 import routenlp_plugins

@@ -10,16 +10,23 @@ from pathlib import Path
 from ..cascade.certificate import Certificate
 from ..portfolio import Portfolio
 
-__all__ = ["DayOfTier", "Point", "Report", "tier_days", "write_report"]
+__all__ = ["DayOfTier", "Point", "Report", "known", "tier_days", "write_report"]
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A policy on the cost-quality plot; both ratios are against always-frontier on the same queries."""
+    """A policy on the cost-quality plot; ratios are against always-frontier on the same queries, None if unknown."""
 
     name: str
-    cost_ratio: float
-    quality_ratio: float
+    cost_ratio: float | None
+    quality_ratio: float | None
+
+    @property
+    def place(self) -> tuple[float, float] | None:
+        """Where it stands on the plot, if both are known."""
+        if self.cost_ratio is None or self.quality_ratio is None:
+            return None
+        return self.cost_ratio, self.quality_ratio
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +46,7 @@ class Report:
     Attributes:
         day: the second day, routed.
         before: USD of the second day on the frontier alone.
-        tasks: rows of task, queries, share below the frontier, quality ratio, cost ratio.
+        tasks: rows of task, queries, share below the frontier, cost ratio, quality ratio.
         search: the first day's outcomes under every policy of the path that was searched.
         points: named policies: always-frontier, both days.
     """
@@ -50,7 +57,7 @@ class Report:
     certificate: Certificate
     day: tuple[DayOfTier, ...]
     before: float
-    tasks: tuple[tuple[str, int, float, float, float], ...]
+    tasks: tuple[tuple[str, int, float, float | None, float | None], ...]
     search: tuple[Point, ...]
     points: tuple[Point, ...]
 
@@ -63,6 +70,11 @@ class Report:
     def routed(self) -> Point:
         """The second day."""
         return self.points[-1]
+
+
+def known(value: float | None, form: str) -> str:
+    """A number in this form, or that it is unknown."""
+    return "unknown" if value is None else form.format(value)
 
 
 def tier_days(portfolio: Portfolio, attempts: Sequence[Mapping[str, object]]) -> tuple[DayOfTier, ...]:
@@ -86,7 +98,7 @@ def write_report(report: Report, path: Path) -> None:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    page = environment.get_template("report.html").render(report=report, plot=_plot(report))
+    page = environment.get_template("report.html").render(report=report, plot=_plot(report), known=known)
     path.write_text(page, encoding="utf-8")
 
 
@@ -99,8 +111,7 @@ def _plot(report: Report) -> str:
         axes.spines[side].set_visible(False)
     axes.axhline(1, color="#b8c0c8", linewidth=1, linestyle=":")
     axes.plot(
-        [point.cost_ratio for point in report.search],
-        [point.quality_ratio for point in report.search],
+        *zip(*(point.place for point in report.search if point.place), strict=True),
         color="#8aa4bf",
         marker=".",
         linewidth=1,
@@ -109,9 +120,8 @@ def _plot(report: Report) -> str:
     markers = ("s", "D", "o")
     colours = ("#3c4650", "#d08a2e", "#1a7f5a")
     for point, marker, colour in zip(report.points, markers, colours, strict=True):
-        axes.scatter(
-            point.cost_ratio, point.quality_ratio, s=70, marker=marker, color=colour, label=point.name, zorder=3
-        )
+        if point.place:
+            axes.scatter(*point.place, s=70, marker=marker, color=colour, label=point.name, zorder=3)
     axes.set_xlabel("cost against always-frontier")
     axes.set_ylabel("quality against always-frontier")
     axes.set_xlim(0, 1.05)

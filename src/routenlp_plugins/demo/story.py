@@ -18,7 +18,7 @@ from rich.table import Table
 
 from ..cascade.search import candidate_path
 from ..collecting import collect
-from ..errors import RiskNotControlledError
+from ..errors import PortfolioError, RiskNotControlledError
 from ..evaluate.metrics import metric
 from ..evaluate.outcomes import OutcomeRow, read_outcomes
 from ..evaluate.table import task_tables
@@ -31,7 +31,7 @@ from ..tiers.llama_cpp import LlamaCppTier
 from ..tiers.text_classifier import TextClassifierTier
 from ..types import Call, Policy
 from . import DemoChain, DemoOptions
-from .report import Point, Report, tier_days, write_report
+from .report import Point, Report, known, tier_days, write_report
 from .workload import FRONTIER, Workload, load_workload
 
 __all__ = ["tell"]
@@ -149,7 +149,7 @@ def _second_day(chain: DemoChain, frontier: TierCallable, workload: Workload) ->
                 decision=decision,
                 quality=score(text, reference.reference),
                 frontier_quality=score(baseline.text, reference.reference),
-                frontier_cost=baseline.cost_usd or 0.0,
+                frontier_cost=_known(baseline.cost_usd),
             )
         )
     return day
@@ -180,8 +180,8 @@ def _report(
         search=_search(workload, rows),
         points=(
             Point("always-frontier", 1.0, 1.0),
-            Point("first day, replayed with the release", first.cost_ratio or 1.0, first.quality_ratio or 1.0),
-            Point("second day, routed", *reversed(_ratios(day))),
+            Point("first day, replayed with the release", first.cost_ratio, first.quality_ratio),
+            Point("second day, routed", *_ratios(day)),
         ),
     )
 
@@ -190,10 +190,18 @@ def _below(day: Sequence[_Answered]) -> float:
     return float(np.mean([one.decision["tier"] != FRONTIER for one in day]))
 
 
-def _ratios(day: Sequence[_Answered]) -> tuple[float, float]:
-    """Quality and cost against the frontier alone."""
-    quality = sum(one.quality for one in day) / sum(one.frontier_quality for one in day)
-    return quality, sum(one.decision["cost_usd"] for one in day) / sum(one.frontier_cost for one in day)
+def _ratios(day: Sequence[_Answered]) -> tuple[float | None, float | None]:
+    """Cost and quality against the frontier alone; None where that is 0."""
+    cost = sum(_known(one.decision["cost_usd"]) for one in day)
+    before = sum(one.frontier_cost for one in day)
+    quality, reference = sum(one.quality for one in day), sum(one.frontier_quality for one in day)
+    return cost / before if before else None, quality / reference if reference else None
+
+
+def _known(cost: float | None) -> float:
+    if cost is None:
+        raise PortfolioError("a call has no known cost: the endpoint reported no token usage")
+    return cost
 
 
 def _search(workload: Workload, rows: Sequence[OutcomeRow], steps: int = 16) -> tuple[Point, ...]:
@@ -206,7 +214,7 @@ def _search(workload: Workload, rows: Sequence[OutcomeRow], steps: int = 16) -> 
         ladders = {task: path[round(share * (len(path) - 1))].rungs for task, path in paths.items()}
         policy = Policy(FRONTIER, {**release.policy.ladders, **ladders})
         result = replay(rows, replace(release, policy=policy))
-        points.append(Point("", result.cost_ratio or 1.0, result.quality_ratio or 1.0))
+        points.append(Point("", result.cost_ratio, result.quality_ratio))
     return tuple(points)
 
 
@@ -227,14 +235,15 @@ def _print_report(console: Console, report: Report) -> None:
         table.add_row(tier.tier, str(tier.calls), str(tier.returned), passed_on, f"{tier.cost_usd:.6f}")
     console.print(table)
     table = Table("task", "queries", "below the frontier", "quality ratio", "cost ratio")
-    for task, queries, below, quality, cost in report.tasks:
-        table.add_row(task, str(queries), f"{below:.1%}", f"{quality:.3f}", f"{cost:.3f}")
+    for task, queries, below, cost, quality in report.tasks:
+        table.add_row(task, str(queries), f"{below:.1%}", known(quality, "{:.3f}"), known(cost, "{:.3f}"))
     console.print(table)
     routed = report.routed
     label = " (synthetic queries)" if report.synthetic else ""
     frontier = "the reference frontier" if report.frontier == "reference" else "the frontier"
     console.print(
-        f"[bold green]{routed.cost_ratio:.1%} of the cost and {routed.quality_ratio:.1%} of the quality of "
+        f"[bold green]{known(routed.cost_ratio, '{:.1%}')} of the cost and "
+        f"{known(routed.quality_ratio, '{:.1%}')} of the quality of "
         f"{frontier} alone{label}[/bold green]: USD {report.cost_usd:.4f} instead of {report.before:.4f}",
         highlight=False,
     )

@@ -78,6 +78,8 @@ class LlamaCppTier:
             params.cpuparams.n_threads = threads
         self.request: dict[str, Any] = {"max_tokens": 128, "temperature": 0, "logprobs": True, **(request or {})}
         self._server = xllamacpp.Server(params)
+        # a server that is destroyed before its loop runs never ends: wait for a first answer
+        self._server.handle_chat_completions({"messages": [{"role": "user", "content": "."}], "max_tokens": 1})
 
     def __call__(self, call: Call) -> Completion:
         """The model's answer to the query's chat.

@@ -1,3 +1,5 @@
+"""Fixtures of the core's tests and of the adapters'."""
+
 from __future__ import annotations
 
 import os
@@ -5,11 +7,10 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
-
 
 @pytest.fixture(scope="session")
 def data_folder() -> Path:
+    """The folder of real data; tests that need it are skipped without."""
     folder = os.environ.get("ROUTENLP_DATA")
     if folder is None:
         pytest.skip("ROUTENLP_DATA is not set: no real data")
