@@ -123,12 +123,16 @@ def demo(
     ] = "gpt-4o",
     frontier_input: Annotated[float, typer.Option(help="Its USD per million input tokens.")] = 2.5,
     frontier_output: Annotated[float, typer.Option(help="Its USD per million output tokens.")] = 10.0,
+    as_json: AsJson = None,
 ) -> None:
     """A chain that exists without us, routed over real local models, from collecting to the next day's bill."""
     from .demo import DemoOptions, run_demo
 
     with _bad_input():
-        run_demo(DemoOptions(out, report, seed, frontier_model, (frontier_input, frontier_output)))
+        options = DemoOptions(out, report, seed, frontier_model, (frontier_input, frontier_output))
+        facts = run_demo(options, Console(stderr=as_json == "-"))
+    if as_json is not None:
+        _write_json(facts, as_json)
 
 
 @app.command(cls=_Command)

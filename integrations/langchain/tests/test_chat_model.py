@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from statistics import median
+from time import perf_counter
 from typing import Any
 
 import pytest
@@ -245,3 +247,14 @@ def test_two_policies_have_different_cache_keys():
     one, other = router(), router(used=release(Rung(SMALL, 0.6, "token_probability")))
     assert one._get_llm_string() != other._get_llm_string()
     assert one._get_llm_string() == router()._get_llm_string()
+
+
+def test_routing_adds_at_most_a_millisecond_to_the_bare_model():
+    def milliseconds(model: Any) -> float:
+        start = perf_counter()
+        model.invoke("hi")
+        return (perf_counter() - start) * 1e3
+
+    routed, bare = router(), SURE
+    pairs = [(milliseconds(routed), milliseconds(bare)) for _ in range(300)]
+    assert median(with_router - alone for with_router, alone in pairs) <= 1.0

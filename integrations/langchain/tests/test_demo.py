@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
+from rich.console import Console
 
 from routenlp_plugins import Release
 from routenlp_plugins.demo import DemoOptions, run_demo, workload
@@ -30,7 +32,8 @@ def options(tmp_path, monkeypatch):
 
 
 def run(options: DemoOptions, capsys: pytest.CaptureFixture[str]) -> str:
-    run_demo(options)
+    facts = run_demo(options, Console())
+    assert json.loads(json.dumps(facts))["certificate"]["alpha"] == 0.05
     return " ".join(capsys.readouterr().out.split())
 
 

@@ -9,12 +9,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ..errors import MissingExtraError, ReleaseError
 from ..release import Release
 from ..tiers.boundary import TierCallable
 from ..types import Query
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 __all__ = ["DemoChain", "DemoOptions", "run_demo"]
 
@@ -41,7 +44,8 @@ class DemoChain(Protocol):
     """What an adapter brings: a chain of its framework whose model is an OpenAI-compatible endpoint.
 
     Attributes:
-        code: the chain, and the line that swaps the router in, as a user would write them.
+        code: the chain, and the line that swaps the router in, as a user would write them; ``{out}`` stands for the
+            folder of the release.
     """
 
     code: tuple[str, str]
@@ -59,8 +63,8 @@ class DemoChain(Protocol):
         """The routed chain's answer, and the decision as `Trace.as_dict` gives it."""
 
 
-def run_demo(options: DemoOptions) -> None:
-    """Run the demo with the chain of an installed adapter.
+def run_demo(options: DemoOptions, console: Console) -> dict[str, Any]:
+    """Run the demo with the chain of an installed adapter, and return the numbers of the report in JSON types.
 
     Raises:
         MissingExtraError: no adapter with a demo is installed.
@@ -74,4 +78,4 @@ def run_demo(options: DemoOptions) -> None:
     for path in (options.out, options.report):
         if path.exists():
             raise ReleaseError(f"{path}: exists already and is not overwritten; remove it or choose another")
-    tell(options, found[0].load())
+    return tell(options, found[0].load(), console).as_dict()

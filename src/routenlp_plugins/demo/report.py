@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 from ..cascade.certificate import Certificate
 from ..portfolio import Portfolio
@@ -70,6 +71,21 @@ class Report:
     def routed(self) -> Point:
         """The second day."""
         return self.points[-1]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The numbers in JSON types."""
+        names = ("task", "queries", "below_frontier", "cost_ratio", "quality_ratio")
+        return {
+            "synthetic": self.synthetic,
+            "frontier": self.frontier,
+            "cost_usd": self.cost_usd,
+            "cost_usd_before": self.before,
+            "cost_ratio": self.routed.cost_ratio,
+            "quality_ratio": self.routed.quality_ratio,
+            "tiers": [asdict(tier) for tier in self.day],
+            "tasks": [dict(zip(names, task, strict=True)) for task in self.tasks],
+            "certificate": self.certificate.as_dict(),
+        }
 
 
 def known(value: float | None, form: str) -> str:

@@ -40,9 +40,8 @@ ALPHA, DELTA = 0.05, 0.1
 CLASSIFIERS = {"intent-classifier": "cs_intent", "clause-classifier": "legal_clause", "risk-classifier": "legal_risk"}
 
 
-def tell(options: DemoOptions, chain_type: type[DemoChain]) -> None:
+def tell(options: DemoOptions, chain_type: type[DemoChain], console: Console) -> Report:
     """Run both days and write outcomes, release and report."""
-    console = Console()
     start = time.perf_counter()
     workload = load_workload(options.seed, options.frontier_usd_per_mtok)
     kind = "synthetic, from a seeded generator" if workload.synthetic else "real, from ROUTENLP_DATA"
@@ -66,7 +65,7 @@ def tell(options: DemoOptions, chain_type: type[DemoChain]) -> None:
         release = _fit(console, outcomes, workload, options)
 
         console.print("\n[bold]Second day[/bold]  one line changed")
-        console.print("  " + chain.code[1], highlight=False, markup=False)
+        console.print("  " + chain.code[1].format(out=options.out), highlight=False, markup=False)
         chain.swap_in(local, release)
         day = _second_day(chain, pinned[FRONTIER], workload)
     report = _report(workload, release, rows, day, reference_frontier=model == FRONTIER)
@@ -75,6 +74,7 @@ def tell(options: DemoOptions, chain_type: type[DemoChain]) -> None:
     console.print(
         f"\n{options.report} and {options.out} written in {time.perf_counter() - start:.0f} s", highlight=False
     )
+    return report
 
 
 @dataclass(frozen=True, slots=True)

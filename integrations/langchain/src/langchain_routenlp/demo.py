@@ -21,7 +21,7 @@ class PromptModelParser:
 
     code = (
         "chain = prompt | ChatOpenAI(model=...) | StrOutputParser()",
-        'chain = RouterRunnable.from_chain(chain, tiers=local_tiers, release="demo-output/release")',
+        'chain = RouterRunnable.from_chain(chain, tiers=local_tiers, release="{out}/release")',
     )
 
     def __init__(self, base_url: str, api_key: str, model: str, instructions: Mapping[str, str]) -> None:
