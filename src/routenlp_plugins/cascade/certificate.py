@@ -140,7 +140,10 @@ def certify(
     for task, table in tables.items():
         path = paths.get(task, ())
         share = delta / max(len(contenders), 1)
-        if not path:
+        if len(table.tiers) == 1:
+            reason = "no tier below the frontier serves it"
+            certificates.append(TaskCertificate(task, "frontier", reason, table.tau, len(table)))
+        elif not path:
             reason = "no policy below the frontier looked cheap and safe enough on the ordering split"
             certificates.append(TaskCertificate(task, "frontier", reason, table.tau, len(table)))
         elif task not in contenders:
@@ -196,9 +199,13 @@ def _tested(
     if not passed:
         needed = labels_needed(counts[0] / n, alpha, share)
         reason = (
-            f"the safest candidate had {counts[0]} violations in {n} rows; its risk is not shown to be <= {alpha:g}"
+            f"the safest candidate had {_violations(counts[0])} in {n} rows; its risk is not shown to be <= {alpha:g}"
         )
         return None, TaskCertificate(table.task, "frontier", reason, table.tau, n, labels_needed=needed, **facts)
     ratio = float(climbs[best][1].mean() / np.mean(table.cost[:, -1]))
-    reason = f"{counts[best]} violations in {n} rows exclude a risk above {alpha:g} at level {share:.4g}"
+    reason = f"{_violations(counts[best])} in {n} rows exclude a risk above {alpha:g} at level {share:.4g}"
     return path[best], TaskCertificate(table.task, "certified", reason, table.tau, n, cost_ratio=ratio, **facts)
+
+
+def _violations(count: int) -> str:
+    return f"{count} violation{'' if count == 1 else 's'}"

