@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 from helpers import FRONTIER, MIDDLE, SMALL, portfolio, release
+from langchain_core.caches import InMemoryCache
 from langchain_core.callbacks import BaseCallbackHandler, get_usage_metadata_callback
+from langchain_core.globals import set_llm_cache
 from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.messages.ai import UsageMetadata
 from langchain_core.outputs import ChatGeneration, ChatResult
 from langchain_core.runnables import RunnableLambda
@@ -165,6 +167,37 @@ def test_calls_with_tools_or_a_response_format_go_to_the_frontier():
     assert (seen["tools"][0]["function"]["name"], seen["tool_choice"]) == ("weather", "any")
     message = router().bind(response_format={"type": "json_object"}).invoke("hi")
     assert message.response_metadata["routenlp"]["reason"].endswith("calls that need structured output")
+
+
+IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+CALL = AIMessage("", tool_calls=[{"name": "weather", "args": {}, "id": "1"}])
+
+
+@pytest.mark.parametrize(
+    ("messages", "needed"),
+    [
+        ([HumanMessage([{"type": "text", "text": "what is this?"}, IMAGE])], "image"),
+        ([HumanMessage("hi"), CALL, ToolMessage("sunny", tool_call_id="1")], "tools"),
+        ([HumanMessage([{"type": "text", "text": "only text"}])], None),
+    ],
+)
+def test_conversations_with_more_than_text_go_to_the_frontier(messages, needed):
+    decision = router().invoke(messages).response_metadata["routenlp"]
+    assert decision["tier"] == (FRONTIER if needed else SMALL)
+    assert needed is None or decision["reason"].endswith(f"calls that need {needed}")
+
+
+def test_an_answer_of_one_task_is_never_served_for_another_from_a_cache():
+    set_llm_cache(InMemoryCache())
+    try:
+        model = router(used=TWO)
+        tiers = [
+            model.invoke("hi", {"metadata": {"routenlp_task": task}}).response_metadata["routenlp"]["tier"]
+            for task in ("a", "b", "a")
+        ]
+    finally:
+        set_llm_cache(None)
+    assert tiers == [SMALL, FRONTIER, SMALL]
 
 
 class Reply(BaseModel):

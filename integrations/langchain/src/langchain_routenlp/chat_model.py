@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from langchain_core.caches import BaseCache
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel, LangSmithParams, LanguageModelInput
 from langchain_core.messages import AIMessage, BaseMessage
@@ -53,6 +54,8 @@ class RouterChatModel(BaseChatModel):
 
     tiers: Mapping[str, Any] = Field(exclude=True)
     release: Any = Field(exclude=True)  # a Release: pydantic cannot describe a dataclass of arrays
+    # LangChain's cache knows no task: an answer of one task would be served for another
+    cache: BaseCache | bool | None = Field(default=False, exclude=True)
     task: str | None = None
     temperature: float | None = None
     max_tokens: int | None = None

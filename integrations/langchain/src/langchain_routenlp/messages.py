@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
 from langchain_core.messages.ai import UsageMetadata, add_usage
 
 from routenlp_plugins import Answer, Completion, Query
@@ -16,10 +16,20 @@ _ROLES = {"human": "user", "ai": "assistant", "system": "system"}
 
 
 def query_of(messages: Sequence[BaseMessage], task: str | None, requires: frozenset[str], payload: Any) -> Query:
-    """The query of a conversation: its text is the last message of the user."""
+    """The query of a conversation: its text is the last message of the user.
+
+    Args:
+        requires: what the call asks for beyond text; images and tool calls in the conversation are added.
+    """
     last = next((message for message in reversed(messages) if isinstance(message, HumanMessage)), messages[-1])
     chat = tuple({"role": _ROLES.get(m.type, m.type), "content": str(m.text)} for m in messages)
-    return Query(str(last.text), task=task, messages=chat, requires=requires, payload=payload)
+    return Query(str(last.text), task=task, messages=chat, requires=requires | _beyond_text(messages), payload=payload)
+
+
+def _beyond_text(messages: Sequence[BaseMessage]) -> set[str]:
+    blocks = {block["type"] for m in messages if not isinstance(m.content, str) for block in m.content_blocks}
+    tools = any(isinstance(m, ToolMessage) or (isinstance(m, AIMessage) and m.tool_calls) for m in messages)
+    return (blocks - {"text", "reasoning", "tool_call"}) | ({"tools"} if tools else set())
 
 
 def completion_of(message: AIMessage) -> Completion:
