@@ -71,7 +71,9 @@ def route(policy: Policy, query: Query) -> Flow:
         if attempt.accepted:
             return _answer(query, task, attempts, completion, _acceptance(attempt))
     if attempts:
-        reason = "no cheaper answer was accepted"
+        without = [a.tier for a in attempts if a.completion is not None and a.score is None]
+        lacking = f"; {', '.join(without)} gave no score that could be compared" if without else ""
+        reason = f"no cheaper answer was accepted{lacking}"
     try:
         completion = yield Call(policy.frontier, query)
     except TierError as error:

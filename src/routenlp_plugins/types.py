@@ -128,6 +128,7 @@ class Trace:
             "tier": self.attempts[-1].tier,
             "task": self.task,
             "reason": self.reason,
+            "requires": sorted(self.query.requires),
             "cost_usd": self.cost_usd,
             "attempts": [_attempt_dict(attempt) for attempt in self.attempts],
         }

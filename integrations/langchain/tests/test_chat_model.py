@@ -7,6 +7,7 @@ from statistics import median
 from time import perf_counter
 from typing import Any
 
+import openai
 import pytest
 from helpers import FRONTIER, MIDDLE, SMALL, portfolio, release
 from langchain_core.caches import InMemoryCache
@@ -128,7 +129,7 @@ TWO = Release(portfolio(Task("a"), Task("b")), Policy(FRONTIER, {"a": (Rung(SMAL
         ("b", "a", SMALL, "every answer is accepted"),
         (None, "a", SMALL, "every answer is accepted"),
         (None, None, FRONTIER, "the query names no task; known tasks: a, b"),
-        ("c", None, FRONTIER, "unknown task 'c'"),
+        ("a", "c", FRONTIER, "unknown task 'c'"),
     ],
 )
 def test_the_task_comes_from_the_call_or_from_the_model(own, of_the_call, tier, reason):
@@ -228,8 +229,11 @@ def test_options_of_the_call_come_before_those_of_the_router_and_those_before_th
 def test_a_call_may_name_its_tier():
     assert router().invoke("hi", model=FRONTIER).text == "strong-model says"
     assert router(UNSURE).invoke("hi", model=SMALL).text == "small-model says"
+    other = router().bind(model="strong-model-2").invoke("hi")
+    assert other.response_metadata["seen"] == {"stop": None, "model": "strong-model-2"}
+    assert other.response_metadata["routenlp"]["reason"].endswith("calls that need another model")
     with pytest.raises(PortfolioError, match="model='gpt' is not a tier; tiers: small, frontier"):
-        router().invoke("hi", model="gpt")
+        router(frontier=ScriptedTier(default="x")).invoke("hi", model="gpt")
 
 
 async def test_a_failing_frontier_ends_the_run_with_the_attempts():
@@ -241,6 +245,21 @@ async def test_a_failing_frontier_ends_the_run_with_the_attempts():
         await model.ainvoke("hi", {"callbacks": [runs]})
     assert runs.events == ["start", "error"] * 2
     assert [attempt.tier for attempt in caught.value.attempts] == [SMALL, FRONTIER]
+
+
+async def test_a_failing_chat_model_raises_what_it_raised_without_us():
+    with ScriptedServer({}) as server:
+        model = router(UNSURE, ChatOpenAI(model="m", base_url=server.url, api_key="none", max_retries=0))
+        with pytest.raises(openai.NotFoundError) as caught:
+            model.invoke("hi")
+        assert caught.value.__notes__[0].startswith("routenlp: no tier answered (small: answer rejected; frontier: ")
+        server.fail(500, times=2)
+        patient = model.with_retry(retry_if_exception_type=(openai.InternalServerError,), stop_after_attempt=2)
+        with pytest.raises(openai.InternalServerError):
+            patient.invoke("hi")
+        assert len(server.requests) == 3
+        spare = model.with_fallbacks([SURE], exceptions_to_handle=(openai.NotFoundError,))
+        assert spare.invoke("hi").text == "small-model says"
 
 
 async def test_many_calls_at_once_keep_their_decisions_apart():
@@ -263,6 +282,7 @@ async def test_many_calls_at_once_keep_their_decisions_apart():
         ({"tiers": {SMALL: RunnableLambda(len), FRONTIER: STRONG}}, PortfolioError, "got RunnableLambda"),
         ({"release": 3}, ValidationError, "expected a Release or the path of its folder, got int"),
         ({"release": "nowhere"}, ReleaseError, "nowhere/manifest.json: cannot be read"),
+        ({"task": "c"}, PortfolioError, "task='c' is unknown to the release; its tasks: t"),
         ({"taks": "a"}, ValidationError, "unknown argument taks; known: .*task"),
     ],
 )

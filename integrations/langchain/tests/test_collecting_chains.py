@@ -58,6 +58,25 @@ async def failure(attempt, tier) -> str:
     raise AssertionError("the tier did not fail")
 
 
+async def test_a_chain_that_calls_its_model_twice_has_no_outcome_of_its_own():
+    small = ScriptedTier(default=Completion('{"a": 1}'))
+    with ScriptedServer({}) as server:
+        once = chain(server)
+        model = once.steps[1]
+        twice = once | (lambda answer: {"text": str(answer)}) | once.first | model | JsonOutputParser()
+        tier = chain_tiers(twice, {SMALL: small}, to_input=to_input)[SMALL]
+        assert "the chain calls its model 2 times a query" in await failure(call_tier, tier)
+        assert "the chain calls its model 2 times a query" in await failure(acall_tier, tier)
+
+
+async def test_a_chain_whose_calls_always_go_to_the_frontier_has_nothing_to_collect():
+    with ScriptedServer(lambda request: '{"a": 1}') as server:
+        model = ChatOpenAI(model="m", base_url=server.url, api_key="none")
+        structured = model.with_structured_output({"title": "a", "type": "object"}, method="json_mode")
+        tier = chain_tiers(structured, {SMALL: ScriptedTier(default='{"a": 1}')})[SMALL]
+        assert "with structured output, and such calls always go to the frontier" in await failure(call_tier, tier)
+
+
 async def test_sync_and_async_complete_alike():
     small = ScriptedTier(default=Completion('{"a": 1}', latency_ms=3.0))
     with ScriptedServer({}) as server:

@@ -48,17 +48,19 @@ class RouterRunnable(RunnableBindingBase[Any, Any]):
 
         Args:
             chain: any chain with a chat model in it; it is not changed.
-            tiers: name -> chat model or core tier. The frontier may be left out: it is the chain's own model.
+            tiers: name -> chat model or core tier. The frontier may be left out or None: it is the chain's own model.
             release: a release, or the folder it was saved in.
             model: which chat model to replace if there are several: the object, its class or model name.
             task: of every call; see `RouterChatModel`.
 
         Raises:
-            PortfolioError: the chain has no chat model that can be seen, or several and none was chosen.
+            PortfolioError: the chain has no chat model that can be seen, or several and none was chosen, or the release
+                does not know the task.
         """
         release = release if isinstance(release, Release) else Release.load(release)
         found = _chosen(chain, model)
-        named = {**tiers} if release.portfolio.frontier in tiers else {**tiers, release.portfolio.frontier: found}
+        frontier = release.portfolio.frontier
+        named = {**tiers, frontier: found} if tiers.get(frontier) is None else {**tiers}
         router = RouterChatModel(tiers=named, release=release, task=task)
         return cls(bound=rewrite(chain, lambda one: router if one is found else one))
 
@@ -69,7 +71,8 @@ class ChainTier:
 
     The text is the chain's output; log-probabilities and token counts are those of its model. A chain that fails
     after its model answered gives an empty answer: the router, which stands where the model stands, would have
-    accepted it. A failing model is a `TierError`.
+    accepted it. A failing model is a `TierError`. So is a chain that calls its model more than once a query, or with
+    tools or a response format: what such an outcome says is not what the router would decide.
 
     Attributes:
         chain: with a `RouterChatModel` of one tier in it.
@@ -146,8 +149,21 @@ def _completion(decisions: Decisions, call: Call, output: Any) -> Completion:
         if isinstance(output, Exception):
             raise output
         raise TierError("the chain ended without calling its model", call.tier)
+    if len(decisions.messages) > 1:
+        raise TierError(
+            f"the chain calls its model {len(decisions.messages)} times a query, and each call would be routed by "
+            "itself: collect outcomes of each step, as a chain of its own",
+            call.tier,
+        )
     message = decisions.messages[-1]
-    facts = message.response_metadata["routenlp"]["attempts"][-1]
+    decision = message.response_metadata["routenlp"]
+    if decision["requires"]:
+        raise TierError(
+            f"the chain calls its model with {', '.join(decision['requires'])}, and such calls always go to the "
+            "frontier: there is nothing to collect",
+            call.tier,
+        )
+    facts = decision["attempts"][-1]
     return replace(
         completion_of(message),
         text="" if isinstance(output, Exception) else _text(output),
@@ -160,8 +176,8 @@ def _chosen(chain: Runnable[Any, Any], model: BaseChatModel | str | None) -> Bas
     found = chat_models(chain)
     if not found:
         raise PortfolioError(
-            "the chain has no chat model that can be seen; a model called inside a function cannot be replaced: "
-            "use RouterChatModel there"
+            "the chain has no chat model that can be seen; one inside a function, a message history, an agent or "
+            "configurable fields cannot be replaced: use a RouterChatModel there, or route the chain inside"
         )
     chosen = [one for one in found if model is None or one is model or model in (type(one).__name__, model_name(one))]
     if len(chosen) == 1:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
-from routenlp_plugins import Answer, Dispatcher, PortfolioError, Query, Release
+from routenlp_plugins import Answer, Dispatcher, PortfolioError, Query, Release, TierError
 
 from .messages import answer_message, query_of
 from .tiers import LangChainTier, ModelCall
@@ -26,7 +27,12 @@ __all__ = ["RouterChatModel"]
 
 _SAMPLING = ("temperature", "max_tokens")
 _OF_THE_TIERS = {"timeout", "max_retries", "api_key", "streaming"}
-_BEYOND_TEXT = {"tools": "tools", "functions": "tools", "response_format": "structured output"}
+_BEYOND_TEXT = {
+    "tools": "tools",
+    "functions": "tools",
+    "response_format": "structured output",
+    "model": "another model",
+}
 
 
 class RouterChatModel(BaseChatModel):
@@ -46,7 +52,7 @@ class RouterChatModel(BaseChatModel):
     do nothing here.
 
     Raises:
-        PortfolioError: a tier is missing or unknown.
+        PortfolioError: a tier is missing or unknown, or the release does not know the task.
         ReleaseError: the release cannot be used.
     """
 
@@ -82,6 +88,11 @@ class RouterChatModel(BaseChatModel):
         """Check the tiers against the release now, not at the first call."""
         super().model_post_init(context)
         self._dispatcher  # noqa: B018
+        known = self.release.policy.ladders
+        if self.task is not None and self.task not in known:
+            raise PortfolioError(
+                f"task={self.task!r} is unknown to the release; its tasks: {', '.join(known) or 'none'}"
+            )
 
     @cached_property
     def _dispatcher(self) -> Dispatcher:
@@ -134,7 +145,8 @@ class RouterChatModel(BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         query, dispatcher = self._prepare(messages, stop, run_manager, kwargs)
-        return _result(dispatcher.run(query))
+        with _errors_of_the_frontier(dispatcher):
+            return _result(dispatcher.run(query))
 
     async def _agenerate(
         self,
@@ -144,7 +156,8 @@ class RouterChatModel(BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         query, dispatcher = self._prepare(messages, stop, run_manager, kwargs)
-        return _result(await dispatcher.arun(query))
+        with _errors_of_the_frontier(dispatcher):
+            return _result(await dispatcher.arun(query))
 
     def _prepare(
         self,
@@ -153,18 +166,33 @@ class RouterChatModel(BaseChatModel):
         run_manager: CallbackManagerForLLMRun | AsyncCallbackManagerForLLMRun | None,
         kwargs: dict[str, Any],
     ) -> tuple[Query, Dispatcher]:
-        """The query of a call, and who answers it: ``model=NAME`` pins a tier."""
+        """The query of a call, and who answers it: ``model=NAME`` pins a tier, or is the frontier's to understand."""
+        pinned: str | None = kwargs.get("model")
         options = {name: value for name in _SAMPLING if (value := getattr(self, name)) is not None}
-        options |= {name: value for name, value in kwargs.items() if name != "model"}
+        options |= {name: value for name, value in kwargs.items() if name != "model" or pinned not in self.tiers}
         requires = frozenset(_BEYOND_TEXT[name] for name in options if name in _BEYOND_TEXT)
         task = (run_manager.metadata if run_manager else {}).get("routenlp_task", self.task)
         query = query_of(messages, task, requires, ModelCall(messages, self.stop if stop is None else stop, options))
-        pinned = kwargs.get("model")
-        if pinned is None:
-            return query, self._dispatcher
-        if pinned not in self.tiers:
+        if pinned is not None and pinned in self.tiers:
+            return query, self._dispatcher.pinned(pinned)
+        if pinned is not None and not isinstance(
+            self._dispatcher.tiers[self.release.portfolio.frontier], LangChainTier
+        ):
             raise PortfolioError(f"model={pinned!r} is not a tier; tiers: {', '.join(self.tiers)}")
-        return query, self._dispatcher.pinned(pinned)
+        return query, self._dispatcher
+
+
+@contextmanager
+def _errors_of_the_frontier(dispatcher: Dispatcher) -> Iterator[None]:
+    """A failing chat model raises what it raised without us, so that retries and fallbacks still know it."""
+    try:
+        yield
+    except TierError as error:
+        own = error.__cause__.__cause__ if error.__cause__ else None
+        if own is None or not isinstance(dispatcher.tiers[error.tier], LangChainTier):
+            raise
+        own.add_note(f"routenlp: {error}")
+        raise own from None
 
 
 def _result(answer: Answer) -> ChatResult:
