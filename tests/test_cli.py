@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from importlib.metadata import PackageNotFoundError
 
 import pytest
 import yaml
@@ -72,6 +73,36 @@ def test_json_goes_to_a_file_where_one_is_named(files):
     assert json.loads((files / "result.json").read_text())["queries"] == 600
 
 
+def test_the_policy_is_shown(files):
+    said = " ".join(fit(files).stdout.split())
+    assert "t: small if its confidence reaches 0." in said
+    assert "then frontier Certified for t" in said
+
+
+def test_replay_says_when_it_sees_the_outcomes_of_the_fit(files):
+    fit(files)
+    arguments = ["--release", files / "r"]
+    assert "fitted on these outcomes" in run("replay", files / "o.jsonl", *arguments).stdout
+    (files / "fresh.jsonl").write_text("".join(outcome_line(r) + "\n" for r in rows(100, seed=1)))
+    assert "fitted on these outcomes" not in run("replay", files / "fresh.jsonl", *arguments).stdout
+
+
+def test_an_existing_json_file_is_kept(files):
+    fit(files)
+    target = files / "r" / "release.json"
+    before = target.read_bytes()
+    for command in (["replay", files / "o.jsonl", "--release", files / "r"], ["doctor"]):
+        done = run(*command, "--json", target)
+        assert done.exit_code == 2
+        assert "release.json: exists already and is not overwritten" in done.stderr
+    assert fit(files, "--json", target).exit_code == 2
+    assert target.read_bytes() == before
+
+
+def test_the_version_is_shown():
+    assert run("--version").stdout == "routenlp 0.1.0\n"
+
+
 def test_nothing_certified_is_said_and_the_release_stays_on_the_frontier(files):
     hopeless = [row(f"q{i}", small=(0.0, 0.9), frontier=(1.0, None)) for i in range(200)]
     (files / "o.jsonl").write_text("".join(outcome_line(r) + "\n" for r in hopeless))
@@ -122,6 +153,16 @@ def test_doctor_names_what_is_there_and_what_is_not():
     findings = {finding["name"]: finding for finding in json.loads(done.stdout)}
     assert findings["routenlp-plugins"]["found"] == "0.1.0"
     assert findings["SmolLM2-135M"]["found"].endswith(".gguf")
+
+
+def test_doctor_shows_extras_with_their_brackets(monkeypatch):
+    def missing(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("routenlp_plugins.doctor.version", missing)
+    done = run("doctor")
+    assert done.exit_code == 1
+    assert "'routenlp-plugins[openai]'" in done.stdout
 
 
 def test_doctor_gives_the_command_for_what_is_missing(monkeypatch):

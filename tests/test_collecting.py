@@ -169,3 +169,14 @@ def test_texts_of_any_script_survive(tmp_path):
     reference = Reference(Query("我的卡在哪里 أين بطاقتي", "t", "q"), "yes")
     collect([reference], tiers(), tmp_path / "o.jsonl", portfolio=PORTFOLIO)
     assert json.loads((tmp_path / "o.jsonl").read_text(encoding="utf-8"))["text"] == reference.query.text
+
+
+def test_a_metric_of_the_user_s_own_scores_the_answers(tmp_path):
+    graded = portfolio(Task("t", metric="half"))
+    collect(
+        queries(1), tiers(), tmp_path / "o.jsonl", portfolio=graded, metrics={"half": lambda answer, reference: 0.5}
+    )
+    (row,) = read_outcomes(tmp_path / "o.jsonl")
+    assert [outcome.quality for outcome in row.outcomes.values()] == [0.5, 0.5]
+    with pytest.raises(DataError, match="query 't0': the metric returned 2 for small; expected"):
+        collect(queries(1), tiers(), tmp_path / "p.jsonl", portfolio=graded, metrics={"half": lambda a, r: 2})

@@ -67,7 +67,7 @@ def test_delta_is_shared_by_the_tasks_that_can_leave_the_frontier():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"alpha": 0}, "alpha must be between 0 and 1"),
+        ({"alpha": 0}, "alpha must be strictly between 0 and 1"),
         ({"alpha": 0.1, "delta": 1}, "delta must"),
         ({"alpha": float("nan")}, "alpha"),
     ],
@@ -123,3 +123,9 @@ def test_where_the_frontier_is_also_cheapest_nothing_leaves_it(data_folder):
     outcomes = data_folder / "outcomes"
     with pytest.raises(RiskNotControlledError):
         fit(outcomes / "routerarena.jsonl.gz", outcomes / "routerarena.portfolio.yaml", alpha=0.2)
+
+
+def test_a_task_without_evidence_is_told_what_is_missing():
+    mute = [row(f"q{i}", small=(float(i % 2), None), frontier=(1.0, None)) for i in range(300)]
+    with pytest.raises(RiskNotControlledError, match="small came without confidence or log-probabilities"):
+        fit(mute, portfolio(), alpha=0.05)

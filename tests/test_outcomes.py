@@ -136,3 +136,15 @@ def test_real_outcome_files_are_read(data_folder, name):
     rows = read_outcomes(data_folder / "outcomes" / f"{name}.jsonl.gz")
     assert len(rows) >= 800
     assert all(len(row.outcomes) >= 2 for row in rows)
+
+
+def test_a_misspelt_field_of_an_outcome_is_named(tmp_path):
+    outcomes = {"small": {"quality": 1.0, "logprob": -0.1}, "frontier": {"quality": 1.0}}
+    with pytest.raises(DataError, match=r"o\.jsonl:1: outcomes\.small\.logprob: Extra inputs are not permitted"):
+        read_outcomes(write_jsonl(tmp_path / "o.jsonl", record(outcomes=outcomes)))
+
+
+def test_the_same_file_given_twice_is_an_error(tmp_path):
+    file = write_jsonl(tmp_path / "o.jsonl", record("q1"))
+    with pytest.raises(DataError, match=r"o\.jsonl:1: query_id: 'q1' occurs already at .*o\.jsonl:1"):
+        read_outcomes([file, file])

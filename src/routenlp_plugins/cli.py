@@ -11,6 +11,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from typer.core import TyperCommand
 
@@ -39,8 +40,20 @@ class _Command(TyperCommand):
         return super().parse_args(ctx, args)
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from . import __version__
+
+        Console().print(f"routenlp {__version__}", highlight=False)
+        raise typer.Exit
+
+
 @app.callback()
-def main() -> None:
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
     """Route every query to the cheapest tier that is good enough, with a statistical certificate."""
 
 
@@ -60,9 +73,10 @@ def fit(
     """Find the cheapest policy that can be certified on outcomes, and write it as a release."""
     from .evaluate.outcomes import read_outcomes
     from .fitting import fit as fit_release
-    from .terminal import show_certificate
+    from .terminal import show_release
 
     with _bad_input():
+        _check_new(as_json)
         if release.exists():
             raise ReleaseError(f"{release}: exists already and is not overwritten; choose a new folder")
         skipped: list[DataError] = []
@@ -81,7 +95,7 @@ def fit(
         _write_json(facts, as_json)
         return
     console = Console()
-    show_certificate(console, certificate)
+    show_release(console, fitted)
     kept = "" if certificate.certified else "; it keeps every task on the frontier"
     console.print(f"{release}: written{kept}", highlight=False, markup=False)
 
@@ -96,12 +110,14 @@ def replay(
 ) -> None:
     """What a release would have cost and kept on outcomes."""
     from .evaluate.outcomes import read_outcomes
+    from .evaluate.table import data_hash
     from .fitting import replay as replay_release
     from .portfolio import Portfolio
     from .release import Release
     from .terminal import show_replay
 
     with _bad_input():
+        _check_new(as_json)
         loaded = Release.load(release, None if portfolio is None else Portfolio.from_yaml(portfolio))
         skipped: list[DataError] = []
         rows = read_outcomes(outcomes, skip_bad_lines=skip_bad_lines, skipped=skipped)
@@ -110,7 +126,10 @@ def replay(
     if as_json is not None:
         _write_json(result.as_dict(), as_json)
         return
-    show_replay(Console(), result)
+    console = Console()
+    show_replay(console, result)
+    if loaded.certificate is not None and loaded.certificate.data_hash == data_hash(rows):
+        console.print("The release was fitted on these outcomes: fresh ones will look a little worse.", highlight=False)
 
 
 @app.command(cls=_Command)
@@ -129,6 +148,7 @@ def demo(
     from .demo import DemoOptions, run_demo
 
     with _bad_input():
+        _check_new(as_json)
         options = DemoOptions(out, report, seed, frontier_model, (frontier_input, frontier_output))
         facts = run_demo(options, Console(stderr=as_json == "-"))
     if as_json is not None:
@@ -140,13 +160,15 @@ def doctor(as_json: AsJson = None) -> None:
     """What this installation can do, and the command that installs what it cannot."""
     from .doctor import examine
 
+    with _bad_input():
+        _check_new(as_json)
     findings = examine()
     if as_json is not None:
         _write_json([finding.as_dict() for finding in findings], as_json)
     else:
         table = Table("what", "found", "to get it")
         for finding in findings:
-            table.add_row(finding.name, finding.found or "missing", finding.fix or "")
+            table.add_row(finding.name, escape(finding.found or "missing"), escape(finding.fix or ""))
         Console().print(table)
     if any(finding.needed and not finding.found for finding in findings):
         raise typer.Exit(1)
@@ -166,6 +188,11 @@ def _show_skipped(skipped: list[DataError]) -> None:
         console.print(f"{len(skipped)} malformed lines left out, the first of them:", highlight=False)
         for error in skipped[:5]:
             console.print(f"  {error}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _check_new(target: str | None) -> None:
+    if target not in (None, "-") and Path(target).exists():
+        raise DataError(f"{target}: exists already and is not overwritten; choose a new file")
 
 
 def _write_json(facts: Any, target: str) -> None:

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from .errors import DataError, PortfolioError, TierError
-from .evaluate.metrics import metric
+from .evaluate.metrics import Metric, metric
 from .evaluate.outcomes import Outcome, OutcomeRow, Paths, outcome_line, parse_outcome_line, read_lines
 from .portfolio import Portfolio
 from .tiers.boundary import SyncTierCallable, TierCallable, call_tier, sync_form
@@ -45,6 +45,7 @@ def collect(
     out: str | Path,
     *,
     portfolio: Portfolio | str | Path,
+    metrics: Mapping[str, Metric] | None = None,
     workers: int = 1,
     progress: bool = True,
 ) -> int:
@@ -58,6 +59,8 @@ def collect(
         out: the ``.jsonl`` file; what is in it already must be of the same tiers and queries.
         tiers: name -> callable ``Call -> Completion``; the frontier must be among them.
         portfolio: a portfolio, or the path of its YAML file.
+        metrics: name -> function ``(answer, reference) -> quality in [0, 1]``, beside those of
+            `routenlp_plugins.evaluate.metrics`.
         workers: queries that are run at the same time.
         progress: whether to draw a bar on standard error if that is a terminal.
 
@@ -73,7 +76,7 @@ def collect(
         portfolio = Portfolio.from_yaml(portfolio)
     functions = _functions(tiers, portfolio)
     references = _references(queries)
-    score = {r.query.id: metric(_metric_name(r, portfolio)) for r in references}
+    score = {r.query.id: metric(_metric_name(r, portfolio), metrics) for r in references}
     target = Path(out)
     done = _finished(target, functions, references)
     failed = {name for name, row in done.items() if any(outcome.error for outcome in row.outcomes.values())}
@@ -240,7 +243,10 @@ def _run(
         completion = call_tier(portfolio.tier(call.tier), function, call)
     except TierError as error:
         return Outcome(None, Completion(""), error=str(error))
-    return Outcome(score(completion.text, reference.reference), completion)
+    quality = score(completion.text, reference.reference)
+    if not isinstance(quality, int | float) or not 0 <= quality <= 1:
+        raise DataError(f"query {call.query.id!r}: the metric returned {quality!r} for {call.tier}; expected [0, 1]")
+    return Outcome(float(quality), completion)
 
 
 def _bar(wanted: bool) -> Progress:

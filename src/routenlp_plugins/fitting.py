@@ -56,7 +56,7 @@ def fit(
     """
     for name, value in (("alpha", alpha), ("delta", delta), ("ordering_share", ordering_share)):
         if not 0 < value < 1:
-            raise DataError(f"{name} must be between 0 and 1, got {value!r}")
+            raise DataError(f"{name} must be strictly between 0 and 1, got {value!r}")
     if not isinstance(portfolio, Portfolio):
         portfolio = Portfolio.from_yaml(portfolio)
     rows = _rows(outcomes)

@@ -44,7 +44,7 @@ class Release:
     portfolio: Portfolio
     policy: Policy
     certificate: Certificate | None = None
-    evidence: Mapping[str, Mapping[str, NDArray[np.float64]]] = field(default_factory=dict, compare=False)
+    evidence: Mapping[str, Mapping[str, NDArray[np.float64]]] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.policy.frontier != self.portfolio.frontier:

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from .cascade.certificate import Certificate
 from .fitting import Replay
+from .release import Release
+from .types import Rung
 
-__all__ = ["show_certificate", "show_replay"]
+__all__ = ["show_release", "show_replay"]
 
 
-def show_certificate(console: Console, certificate: Certificate) -> None:
-    """One row a task, then why some stay on the frontier, then what is promised for the others."""
+def show_release(console: Console, release: Release) -> None:
+    """One row a task, then the policies, why the other tasks stay on the frontier, and what is promised."""
+    certificate = release.certificate
+    if certificate is None:
+        console.print("Every task stays on the frontier; nothing was tested.")
+        return
     table = Table("task", "status", "rows", "violations", "upper bound", "cost ratio")
     for task in certificate.tasks:
         table.add_row(
-            task.task,
+            escape(task.task),
             task.status,
             str(task.n),
             "" if task.violations is None else str(task.violations),
@@ -25,6 +31,9 @@ def show_certificate(console: Console, certificate: Certificate) -> None:
             _number(task.cost_ratio),
         )
     console.print(table)
+    for name in certificate.certified:
+        steps = [*map(_step, release.policy.ladders[name]), release.policy.frontier]
+        console.print(Text.assemble((name, "bold"), f": {', then '.join(steps)}"))
     for sentence, names in certificate.obstacles.items():
         console.print(Text.assemble((", ".join(names), "bold"), f": {sentence}"))
     certified = ", ".join(certificate.certified)
@@ -34,17 +43,24 @@ def show_certificate(console: Console, certificate: Certificate) -> None:
 
 def show_replay(console: Console, result: Replay) -> None:
     """Quality and cost, routed and against always-frontier, then who answered and what went wrong."""
-    table = Table("", "routed", "against always-frontier")
+    table = Table("", "routed", "ratio to always-frontier")
     table.add_row("queries", str(result.queries), "")
     table.add_row("quality", _number(result.quality, "unknown"), _number(result.quality_ratio, "unknown"))
     table.add_row("cost, USD a query", f"{result.cost_usd:.3g}", _number(result.cost_ratio, "unknown"))
     for tier, share in result.tier_share.items():
-        table.add_row(f"answered by {tier}", f"{share:.1%}", "")
+        if not share:
+            continue
+        table.add_row(f"answered by {escape(tier)}", f"{share:.1%}", "")
     table.add_row("escalated", f"{result.escalation_rate:.1%}", "")
     table.add_row("violations", f"{result.violation_rate:.2%}", "")
     for task, rate in result.violation_rate_by_task.items():
-        table.add_row(f"  {task}", f"{rate:.2%}", "")
+        table.add_row(f"  {escape(task)}", f"{rate:.2%}", "")
     console.print(table)
+
+
+def _step(rung: Rung) -> str:
+    """A rung as a person reads it."""
+    return rung.tier if rung.threshold is None else f"{rung.tier} if its {rung.score} reaches {rung.threshold:.4f}"
 
 
 def _number(value: float | None, missing: str = "") -> str:

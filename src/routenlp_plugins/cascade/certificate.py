@@ -140,14 +140,8 @@ def certify(
     for task, table in tables.items():
         path = paths.get(task, ())
         share = delta / max(len(contenders), 1)
-        if len(table.tiers) == 1:
-            reason = "no tier below the frontier serves it"
-            certificates.append(TaskCertificate(task, "frontier", reason, table.tau, len(table)))
-        elif not path:
-            reason = "no policy below the frontier looked cheap and safe enough on the ordering split"
-            certificates.append(TaskCertificate(task, "frontier", reason, table.tau, len(table)))
-        elif task not in contenders:
-            certificates.append(_too_small(table, len(path), alpha, delta / (len(contenders) + 1)))
+        if task not in contenders:
+            certificates.append(_hopeless(table, len(path), alpha, delta / (len(contenders) + 1)))
         else:
             candidate, certificate = _tested(table, path, alpha, share)
             certificates.append(certificate)
@@ -163,21 +157,36 @@ def _contenders(sizes: Mapping[str, int], alpha: float, delta: float) -> set[str
     return set(ranked[: max(fits, default=0)])
 
 
-def _too_small(table: TaskTable, candidates: int, alpha: float, share: float) -> TaskCertificate:
+def _hopeless(table: TaskTable, candidates: int, alpha: float, share: float) -> TaskCertificate:
+    """Why a task is not tested at all."""
     needed = smallest_sample(alpha, share)
-    reason = (
-        f"{len(table)} certification rows; even without a violation {needed} are needed "
-        f"to exclude a risk of {alpha:g} at level {share:.4g}"
-    )
+    below = table.tiers[:-1]
+    mute = [tier for tier, kind in zip(below, table.kinds, strict=True) if kind is None]
+    labels: int | None = None
+    if not below:
+        reason = "no tier below the frontier has outcomes for it"
+    elif len(table) < needed:
+        labels = needed
+        reason = (
+            f"{len(table)} certification rows; even without a violation {needed} are needed "
+            f"to exclude a risk of {alpha:g} at level {share:.4g}"
+        )
+    else:
+        reason = "no policy below the frontier looked cheap and safe enough on the ordering split"
+        if mute:
+            reason += (
+                f"; {', '.join(mute)} came without confidence or log-probabilities, so that its answers cannot be told "
+                "apart: have them recorded (logprobs=True)"
+            )
     return TaskCertificate(
         table.task,
         "frontier",
         reason,
         table.tau,
         len(table),
-        delta=share,
+        delta=share if candidates else None,
         candidates=candidates,
-        labels_needed=needed,
+        labels_needed=labels,
     )
 
 

@@ -24,7 +24,7 @@ from ..evaluate.outcomes import OutcomeRow, read_outcomes
 from ..evaluate.table import task_tables
 from ..fitting import fit, replay
 from ..release import Release
-from ..terminal import show_certificate
+from ..terminal import show_release
 from ..testing import ScriptedServer
 from ..tiers.boundary import TierCallable, call_tier, sync_form
 from ..tiers.llama_cpp import LlamaCppTier
@@ -126,9 +126,7 @@ def _fit(console: Console, outcomes: Path, workload: Workload, options: DemoOpti
     except RiskNotControlledError as error:
         release = error.release
     release.save(options.out / "release")
-    if release.certificate is None:
-        raise AssertionError("fit always certifies")
-    show_certificate(console, release.certificate)
+    show_release(console, release)
     return release
 
 

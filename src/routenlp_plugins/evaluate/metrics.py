@@ -9,7 +9,7 @@ from collections.abc import Callable, Hashable, Mapping
 
 from ..errors import DataError
 
-__all__ = ["METRICS", "accuracy", "entity_f1", "metric", "rouge_l"]
+__all__ = ["METRICS", "Metric", "accuracy", "entity_f1", "metric", "rouge_l"]
 
 Metric = Callable[[str, str], float]
 
@@ -52,15 +52,16 @@ def entity_f1(answer: str, reference: str) -> float:
 METRICS: Mapping[str, Metric] = {"accuracy": accuracy, "rouge_l": rouge_l, "entity_f1": entity_f1}
 
 
-def metric(name: str) -> Metric:
-    """The metric of that name.
+def metric(name: str, own: Mapping[str, Metric] | None = None) -> Metric:
+    """The metric of that name, of the user's own or of `METRICS`.
 
     Raises:
         DataError: there is none.
     """
-    if name not in METRICS:
-        raise DataError(f"metric {name!r} is unknown; known: {', '.join(METRICS)}")
-    return METRICS[name]
+    known = {**METRICS, **(own or {})}
+    if name not in known:
+        raise DataError(f"metric {name!r} is unknown; known: {', '.join(known)}")
+    return known[name]
 
 
 def _label(text: str) -> str:

@@ -65,7 +65,8 @@ class OutcomeRow:
 
 
 class _Outcome(BaseModel):
-    model_config = ConfigDict(strict=True, allow_inf_nan=False, extra="ignore")
+    # a misspelt field would be missing evidence
+    model_config = ConfigDict(strict=True, allow_inf_nan=False, extra="forbid")
 
     quality: UnitInterval | None
     answer: str | None = None
@@ -111,9 +112,10 @@ def read_outcomes(
         for number, line in read_lines(path):
             try:
                 row = parse_outcome_line(line, f"{path}:{number}")
-                first = seen.setdefault(row.query.id or "", row.source)
-                if first != row.source:
+                first = seen.get(row.query.id or "")
+                if first is not None:
                     raise DataError(f"{row.source}: query_id: {row.query.id!r} occurs already at {first}")
+                seen[row.query.id or ""] = row.source
             except DataError as error:
                 if not skip_bad_lines:
                     raise
