@@ -47,6 +47,12 @@ check: $(DEV)/.installed
 	$(DEV)/bin/lint-imports
 
 bench: $(DEV)/.installed
+	rm -rf benchmarks/scratch/demo benchmarks/scratch/demo.html benchmarks/results/demo_*.json
+	$(DEV)/bin/routenlp demo --out benchmarks/scratch/demo --report benchmarks/scratch/demo.html \
+		--json benchmarks/results/demo_real.json
+	rm -rf benchmarks/scratch/demo benchmarks/scratch/demo.html
+	env -u ROUTENLP_DATA $(DEV)/bin/routenlp demo --out benchmarks/scratch/demo --report benchmarks/scratch/demo.html \
+		--json benchmarks/results/demo_synthetic.json
 	$(DEV)/bin/python benchmarks/certified_risk.py
 	$(DEV)/bin/python benchmarks/overhead.py
 
