@@ -45,6 +45,7 @@ class Report:
     """Everything the page shows.
 
     Attributes:
+        quality_alone: tier -> mean quality of its answers on the first day, to the tasks it may serve.
         day: the second day, routed.
         before: USD of the second day on the frontier alone.
         tasks: rows of task, queries, share below the frontier, cost ratio, quality ratio.
@@ -56,6 +57,7 @@ class Report:
     frontier: str
     portfolio: Portfolio
     certificate: Certificate
+    quality_alone: Mapping[str, float]
     day: tuple[DayOfTier, ...]
     before: float
     tasks: tuple[tuple[str, int, float, float | None, float | None], ...]
@@ -82,7 +84,7 @@ class Report:
             "cost_usd_before": self.before,
             "cost_ratio": self.routed.cost_ratio,
             "quality_ratio": self.routed.quality_ratio,
-            "tiers": [asdict(tier) for tier in self.day],
+            "tiers": [asdict(tier) | {"quality_alone": self.quality_alone[tier.tier]} for tier in self.day],
             "tasks": [dict(zip(names, task, strict=True)) for task in self.tasks],
             "certificate": self.certificate.as_dict(),
         }

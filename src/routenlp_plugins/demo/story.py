@@ -172,6 +172,7 @@ def _report(
         frontier="reference" if reference_frontier else "endpoint",
         portfolio=workload.portfolio,
         certificate=release.certificate,
+        quality_alone={name: _mean_quality(rows, name) for name in workload.portfolio.names},
         day=tier_days(workload.portfolio, [attempt for one in day for attempt in one.decision["attempts"]]),
         before=sum(one.frontier_cost for one in day),
         tasks=tuple((task, len(of), _below(of), *_ratios(of)) for task, of in sorted(by_task.items())),
@@ -216,11 +217,16 @@ def _search(workload: Workload, rows: Sequence[OutcomeRow], steps: int = 16) -> 
     return tuple(points)
 
 
+def _mean_quality(rows: Sequence[OutcomeRow], tier: str) -> float:
+    """A tier that failed counts as 0."""
+    return float(np.mean([row.outcomes[tier].quality or 0.0 for row in rows if tier in row.outcomes]))
+
+
 def _print_tiers(console: Console, rows: Sequence[OutcomeRow], workload: Workload) -> None:
     table = Table("tier", "queries", "mean quality", "USD a query")
     for name in workload.portfolio.names:
         own = [row.outcomes[name] for row in rows if name in row.outcomes]
-        quality = np.mean([outcome.quality or 0.0 for outcome in own])
+        quality = _mean_quality(rows, name)
         cost = np.mean([outcome.completion.cost_usd or 0.0 for outcome in own])
         table.add_row(name, str(len(own)), f"{quality:.3f}", f"{cost:.2g}")
     console.print(table)
