@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 from helpers import FRONTIER, SMALL, portfolio, write_jsonl
 
@@ -120,12 +121,132 @@ def test_what_failed_is_tried_again_and_what_did_not_is_kept(tmp_path):
     collect(queries(3), tiers(small=down), out, portfolio=PORTFOLIO)
     second = tiers(small=ScriptedTier(default="yes"))
     assert collect(queries(4), second, out, portfolio=PORTFOLIO) == 2
-    assert [call.query.id for call in second[SMALL].calls] == ["t1", "t3"]
+    assert [call.query.id for call in second[SMALL].calls] == ["t3", "t1"]
     assert [call.query.id for call in second[FRONTIER].calls] == ["t3"]
     rows = read_outcomes(out)
     assert [row.query.id for row in rows] == ["t0", "t1", "t2", "t3"]
     assert [row.outcomes[SMALL].quality for row in rows] == [1, 1, 1, 1]
     assert list(tmp_path.iterdir()) == [out]
+
+
+def test_failures_that_stay_do_not_keep_new_queries_waiting(tmp_path):
+    out = tmp_path / "o.jsonl"
+    refused = {f"text {i}": ValueError("content filter") for i in range(0, 24, 2)}
+    collect(queries(24), tiers(small=ScriptedTier(refused, default="yes")), out, portfolio=PORTFOLIO)
+    assert collect(queries(30), tiers(small=ScriptedTier(refused, default="yes")), out, portfolio=PORTFOLIO) == 18
+    rows = read_outcomes(out)
+    assert len(rows) == 30
+    assert sum(row.outcomes[SMALL].error is not None for row in rows) == 12
+
+
+def test_an_interruption_while_trying_again_keeps_what_was_paid_for(tmp_path):
+    out = tmp_path / "o.jsonl"
+    collect(queries(4), tiers(small=ScriptedTier(default=OSError("x"))), out, portfolio=PORTFOLIO)
+
+    def small(call: Call) -> Completion:
+        if call.query.text == "text 3":
+            raise Interrupt
+        return Completion("yes", cost_usd=1.0)
+
+    with pytest.raises(Interrupt):
+        collect(queries(4), tiers(small=small), out, portfolio=PORTFOLIO)
+    assert [row.outcomes[SMALL].quality for row in read_outcomes(out)] == [1, 1, 1, None]
+
+
+def test_a_tier_that_was_added_is_run_on_what_is_there(tmp_path):
+    out = tmp_path / "o.jsonl"
+    collect(queries(2), {FRONTIER: ScriptedTier(default="yes")}, out, portfolio=portfolio(Task("t", "accuracy")))
+    more = {FRONTIER: ScriptedTier(), SMALL: ScriptedTier(default="yes")}
+    assert collect(queries(2), more, out, portfolio=portfolio(Task("t", "accuracy"))) == 2
+    assert [sorted(row.outcomes) for row in read_outcomes(out)] == [[FRONTIER, SMALL]] * 2
+    assert more[FRONTIER].calls == []
+
+
+def test_a_query_that_changed_is_another_collection(tmp_path):
+    out = tmp_path / "o.jsonl"
+    collect(queries(2), tiers(), out, portfolio=PORTFOLIO)
+    changed = [queries(1)[0], Reference(Query("other text", "t", "t1"), "yes")]
+    with pytest.raises(DataError, match="query t1 has another task, text, reference or group there"):
+        collect(changed, tiers(), out, portfolio=PORTFOLIO)
+
+
+def test_a_whole_last_line_without_its_newline_is_kept(tmp_path):
+    out = tmp_path / "o.jsonl"
+    collect(queries(1), tiers(), out, portfolio=PORTFOLIO)
+    out.write_text(out.read_text().removesuffix("\n"))
+    assert collect(queries(2), tiers(), out, portfolio=PORTFOLIO) == 1
+    assert [row.query.id for row in read_outcomes(out)] == ["t0", "t1"]
+    foreign = '{"query_id": "other", "task": "z", "outcomes": {"gpt": {"quality": 1.0}}}'
+    out.write_text(foreign)
+    with pytest.raises(DataError, match=r"belongs to another collection \(tier gpt\)"):
+        collect(queries(2), tiers(), out, portfolio=PORTFOLIO)
+    assert out.read_text() == foreign
+
+
+def test_two_collections_of_one_file_do_not_mix(tmp_path):
+    out = tmp_path / "o.jsonl"
+
+    def small(call: Call) -> Completion:
+        with pytest.raises(DataError, match=r"o\.jsonl: another collection is writing to it"):
+            collect(queries(1), tiers(), out, portfolio=PORTFOLIO)
+        return Completion("yes")
+
+    assert collect(queries(1), tiers(small=small), out, portfolio=PORTFOLIO) == 1
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_a_link_to_the_file_stays_a_link(tmp_path):
+    real, link = tmp_path / "real.jsonl", tmp_path / "o.jsonl"
+    link.symlink_to(real)
+    collect(queries(1), tiers(small=ScriptedTier()), link, portfolio=PORTFOLIO)
+    collect(queries(1), tiers(), link, portfolio=PORTFOLIO)
+    assert link.is_symlink()
+    assert read_outcomes(real)[0].outcomes[SMALL].quality == 0
+
+
+def test_a_folder_is_no_file(tmp_path):
+    with pytest.raises(DataError, match="is a folder"):
+        collect(queries(1), tiers(), tmp_path, portfolio=PORTFOLIO)
+
+
+def test_a_reference_that_cannot_be_scored_is_found_before_anything_is_paid(tmp_path):
+    entities = portfolio(Task("t", "entity_f1"))
+    asked = tiers()
+    with pytest.raises(DataError, match="query 't0': reference: expected JSON"):
+        collect(queries(1), asked, tmp_path / "o.jsonl", portfolio=entities)
+    assert asked[FRONTIER].calls == []
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        Completion("x", confidence=1.5),
+        Completion("x", confidence=float("nan")),
+        Completion("x", confidence=True),
+        Completion("x", confidence="0.9"),
+        Completion("x", mean_logprob=1000.0),
+        Completion("x", input_tokens=-1),
+        Completion(None),
+    ],
+)
+def test_what_no_answer_can_have_is_a_failure_of_the_tier(tmp_path, odd):
+    out = tmp_path / "o.jsonl"
+    collect(queries(1), tiers(small=ScriptedTier(default=odd)), out, portfolio=PORTFOLIO)
+    assert "must be a" in read_outcomes(out)[0].outcomes[SMALL].error
+
+
+def test_numbers_of_any_kind_and_odd_texts_can_be_read_back(tmp_path):
+    odd = Completion(
+        "a \ud800 b",
+        confidence=np.float32(0.5),
+        mean_logprob=1e-7,
+        token_logprobs=(float("-inf"), np.float64(-0.5)),
+        input_tokens=np.int64(3),
+    )
+    collect(queries(1), tiers(small=ScriptedTier(default=odd)), tmp_path / "o.jsonl", portfolio=PORTFOLIO)
+    completion = read_outcomes(tmp_path / "o.jsonl")[0].outcomes[SMALL].completion
+    assert (completion.text, completion.confidence, completion.input_tokens) == ("a ? b", 0.5, 3)
+    assert (completion.mean_logprob, completion.token_logprobs) == (0, (-9999.0, -0.5))
 
 
 def test_a_tier_that_is_down_stops_the_collection(tmp_path):

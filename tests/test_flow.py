@@ -105,7 +105,8 @@ def test_raising_thresholds_never_returns_a_cheaper_answer(scores, thresholds):
     call = answer_with(small=scores[0], middle=scores[1], frontier=None)
 
     def tier(extra: float) -> int:
-        rungs = (Rung(SMALL, thresholds[0] + extra, "confidence"), Rung(MIDDLE, thresholds[1] + extra, "confidence"))
+        low, high = (min(threshold + extra, 1) for threshold in thresholds)
+        rungs = (Rung(SMALL, low, "confidence"), Rung(MIDDLE, high, "confidence"))
         return order.index(drive(route(policy(*rungs), Query("x", "t")), call).tier)
 
     assert tier(0.1) >= tier(0.0)

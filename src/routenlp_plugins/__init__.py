@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .cascade.certificate import Certificate as Certificate
-    from .collecting import Reference as Reference
     from .collecting import collect as collect
     from .dispatch import Dispatcher as Dispatcher
     from .errors import BudgetExceededError as BudgetExceededError
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from .errors import RiskNotControlledError as RiskNotControlledError
     from .errors import RouteNLPError as RouteNLPError
     from .errors import TierError as TierError
+    from .evaluate.references import Reference as Reference
     from .fitting import Replay as Replay
     from .fitting import fit as fit
     from .fitting import replay as replay
@@ -43,7 +43,8 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "cascade.certificate": ("Certificate",),
-    "collecting": ("Reference", "collect"),
+    "collecting": ("collect",),
+    "evaluate.references": ("Reference",),
     "dispatch": ("Dispatcher",),
     "errors": (
         "BudgetExceededError",

@@ -180,6 +180,8 @@ def _bad_input() -> Iterator[None]:
         yield
     except RouteNLPError as error:
         _stop(str(error))
+    except OSError as error:
+        _stop(f"{error.filename}: {error.strerror}")
 
 
 def _show_skipped(skipped: list[DataError]) -> None:

@@ -2,41 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from .errors import DataError, PortfolioError, TierError
 from .evaluate.metrics import Metric, metric
-from .evaluate.outcomes import Outcome, OutcomeRow, Paths, outcome_line, parse_outcome_line, read_lines
+from .evaluate.outcomes import Outcome, OutcomeRow, Paths, outcome_line
+from .evaluate.references import Reference, read_references
+from .evaluate.resuming import finished_rows, locked, replace_rows
 from .portfolio import Portfolio
 from .tiers.boundary import SyncTierCallable, TierCallable, call_tier, sync_form
-from .types import Call, Completion, Query
+from .types import Call, Completion
 
-__all__ = ["Reference", "collect", "read_references"]
+__all__ = ["collect"]
 
 MAX_FAILURES_IN_A_ROW = 10
-
-
-@dataclass(frozen=True, slots=True)
-class Reference:
-    """A query with the answer it is scored against.
-
-    Attributes:
-        metric: name of the metric; None takes the one of the task in the portfolio.
-        group: rows that belong together, kept in the outcomes.
-    """
-
-    query: Query
-    reference: str
-    metric: str | None = None
-    group: str | None = None
 
 
 def collect(
@@ -52,10 +36,11 @@ def collect(
     """Run every tier that may serve a query over it, score the answers and append a line a query to `out`.
 
     Resumable: queries already in `out` are left out, and a half-written last line is done again. A tier that
-    fails is recorded with its error and counts as unknown quality; the next run tries it again.
+    fails is recorded with its error and counts as unknown quality; the next run tries it again, after the queries
+    that are still waiting, and runs tiers that were added.
 
     Args:
-        queries: references, or paths of files of them; see `read_references`.
+        queries: references, or paths of files of them; see `routenlp_plugins.evaluate.references`.
         out: the ``.jsonl`` file; what is in it already must be of the same tiers and queries.
         tiers: name -> callable ``Call -> Completion``; the frontier must be among them.
         portfolio: a portfolio, or the path of its YAML file.
@@ -76,76 +61,46 @@ def collect(
         portfolio = Portfolio.from_yaml(portfolio)
     functions = _functions(tiers, portfolio)
     references = _references(queries)
-    score = {r.query.id: metric(_metric_name(r, portfolio), metrics) for r in references}
-    target = Path(out)
-    done = _finished(target, functions, references)
-    failed = {name for name, row in done.items() if any(outcome.error for outcome in row.outcomes.values())}
-    again = [reference for reference in references if reference.query.id in failed]
-    waiting = [reference for reference in references if reference.query.id not in done]
-
-    def run(reference: Reference) -> OutcomeRow:
-        query = reference.query
-        before = done[query.id].outcomes if query.id in done else {}
-        allowed = (*portfolio.below_frontier(query.task or ""), portfolio.frontier)
-        outcomes = {
-            name: before[name]
-            if name in before and before[name].error is None
-            else _run(function, portfolio, Call(name, query), reference, score[query.id])
-            for name, function in functions.items()
-            if name in allowed
-        }
-        return OutcomeRow(query, outcomes, reference=reference.reference, group=reference.group)
-
+    score = {r.query.id: _scorer(r, portfolio, metrics) for r in references}
+    target = Path(out).resolve()
     target.parent.mkdir(parents=True, exist_ok=True)
-    with ThreadPoolExecutor(max(workers, 1)) as pool, _bar(progress) as bar:
-        step = bar.add_task("collecting outcomes", total=len(references), completed=len(done) - len(again))
+    with locked(target):
+        done = finished_rows(target, functions, references)
+        wanted = {r.query.id: _wanted(r, functions, portfolio) for r in references}
+        again = [r for r in references if r.query.id in done and not _answered(done[r.query.id]) >= wanted[r.query.id]]
+        waiting = [r for r in references if r.query.id not in done]
 
-        def rows_of(members: list[Reference]) -> Iterator[OutcomeRow]:
+        def run(reference: Reference) -> OutcomeRow:
+            query = reference.query
+            before = done[query.id].outcomes if query.id in done else {}
+            outcomes = {
+                name: before[name]
+                if name in before and before[name].error is None
+                else _run(function, portfolio, Call(name, query), reference, score[query.id])
+                for name, function in functions.items()
+                if name in wanted[query.id]
+            }
+            return OutcomeRow(query, outcomes, reference=reference.reference, group=reference.group)
+
+        with ThreadPoolExecutor(max(workers, 1)) as pool, _bar(progress) as bar:
+            step = bar.add_task("collecting outcomes", total=len(references), completed=len(done) - len(again))
+
+            def rows_of(members: list[Reference]) -> Iterator[OutcomeRow]:
+                batch = 4 * max(workers, 1)
+                for start in range(0, len(members), batch):
+                    for row in pool.map(run, members[start : start + batch]):
+                        yield row
+                        bar.advance(step)
+
             streak = dict.fromkeys(functions, 0)
-            batch = 4 * max(workers, 1)
-            for start in range(0, len(members), batch):
-                for row in pool.map(run, members[start : start + batch]):
-                    yield row
-                    bar.advance(step)
+            with target.open("a", encoding="utf-8") as file:
+                for row in rows_of(waiting):
+                    file.write(outcome_line(row) + "\n")
+                    file.flush()
                     _check_streak(streak, row, target)
-
-        if again:
-            _rewrite(target, done | {row.query.id: row for row in rows_of(again)})
-        with target.open("a", encoding="utf-8") as file:
-            for row in rows_of(waiting):
-                file.write(outcome_line(row) + "\n")
-                file.flush()
+            if again:
+                replace_rows(target, rows_of(again))
     return len(again) + len(waiting)
-
-
-def read_references(paths: Paths) -> list[Reference]:
-    """Read JSON lines ``{"query_id", "task", "text", "reference", "metric"?, "group"?}``.
-
-    Raises:
-        DataError: names file, line and field.
-    """
-    files = [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]
-    return [_reference(line, f"{path}:{number}") for path in files for number, line in read_lines(path)]
-
-
-class _Reference(BaseModel):
-    model_config = ConfigDict(strict=True, extra="ignore")
-
-    query_id: Annotated[str, Field(min_length=1)]
-    task: Annotated[str, Field(min_length=1)]
-    text: str
-    reference: str
-    metric: str | None = None
-    group: str | None = None
-
-
-def _reference(line: str, source: str) -> Reference:
-    try:
-        row = _Reference.model_validate_json(line)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise DataError(f"{source}: {'.'.join(map(str, first['loc'])) or 'line'}: {first['msg']}") from None
-    return Reference(Query(row.text, task=row.task, id=row.query_id), row.reference, row.metric, row.group)
 
 
 def _references(queries: Iterable[Reference] | Paths) -> list[Reference]:
@@ -182,54 +137,26 @@ def _functions(tiers: Mapping[str, TierCallable], portfolio: Portfolio) -> dict[
     return functions
 
 
-def _metric_name(reference: Reference, portfolio: Portfolio) -> str:
+def _scorer(reference: Reference, portfolio: Portfolio, metrics: Mapping[str, Metric] | None) -> Metric:
     task = reference.query.task or ""
     name = reference.metric or portfolio.task(task).metric
     if name is None:
         raise DataError(f"task {task!r}: no metric; give it in the portfolio or with the query")
-    return name
-
-
-_BEGINNING = b'{"query_id": '
-
-
-def _finished(
-    target: Path, functions: Mapping[str, object], references: Sequence[Reference]
-) -> dict[str | None, OutcomeRow]:
-    """The rows in the file already; a last line that was half written is cut off, anything else is left alone."""
-    if target.suffix == ".gz":
-        raise DataError(f"{target}: outcomes are appended line by line; write to a .jsonl file and compress it later")
-    if not target.exists():
-        return {}
-    content = target.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    half = content[whole:]
+    score = metric(name, metrics)
     try:
-        lines = content[:whole].decode().split("\n")[:-1]
-    except UnicodeDecodeError:
-        raise DataError(f"{target}: not UTF-8 text") from None
-    rows = [parse_outcome_line(line, f"{target}:{number}") for number, line in enumerate(lines, start=1)]
-    known = {reference.query.id for reference in references}
-    for row in rows:
-        other = [tier for tier in row.outcomes if tier not in functions]
-        if other or row.query.id not in known:
-            raise DataError(
-                f"{row.source}: belongs to another collection "
-                f"({'tier ' + other[0] if other else 'query ' + str(row.query.id)}); write to a new file"
-            )
-    if half:
-        if half[: len(_BEGINNING)] != _BEGINNING[: len(half)]:
-            raise DataError(f"{target}:{len(lines) + 1}: is no outcome; write to a new file")
-        with target.open("r+b") as file:
-            file.truncate(whole)
-    return {row.query.id: row for row in rows}
+        score(reference.reference, reference.reference)
+    except DataError as error:
+        raise DataError(f"query {reference.query.id!r}: {error}") from None
+    return score
 
 
-def _rewrite(target: Path, rows: Mapping[str | None, OutcomeRow]) -> None:
-    """Replace the whole file in one step."""
-    scratch = target.with_name(f".{target.name}.new")
-    scratch.write_text("".join(outcome_line(row) + "\n" for row in rows.values()), encoding="utf-8")
-    scratch.replace(target)
+def _wanted(reference: Reference, functions: Mapping[str, object], portfolio: Portfolio) -> set[str]:
+    """The tiers that are to answer a query."""
+    return {*portfolio.below_frontier(reference.query.task or ""), portfolio.frontier} & set(functions)
+
+
+def _answered(row: OutcomeRow) -> set[str]:
+    return {tier for tier, outcome in row.outcomes.items() if outcome.error is None}
 
 
 def _run(
@@ -257,7 +184,7 @@ def _bar(wanted: bool) -> Progress:
 
 def _check_streak(streak: dict[str, int], row: OutcomeRow, target: Path) -> None:
     for tier, outcome in row.outcomes.items():
-        streak[tier] = streak[tier] + 1 if outcome.error else 0
+        streak[tier] = 0 if outcome.error is None else streak[tier] + 1
         if streak[tier] >= MAX_FAILURES_IN_A_ROW:
             raise TierError(
                 f"tier {tier!r} failed {streak[tier]} times in a row, last with {outcome.error!r}; the outcomes so far "

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from .cascade.certificate import Certificate, certify
+from .cascade.certificate import RISK, RISK_OF_GROUPS, Certificate, certify
 from .cascade.search import Candidate, candidate_path
 from .errors import DataError, RiskNotControlledError, TierError
 from .evaluate.outcomes import Outcome, OutcomeRow, Paths, read_outcomes
@@ -81,6 +81,7 @@ def fit(
         seed=seed,
         ordering_share=ordering_share,
         date=datetime.now(UTC).date().isoformat(),
+        risk=RISK_OF_GROUPS if any(row.group is not None for row in rows) else RISK,
     )
     names = dict.fromkeys([*(task.name for task in portfolio.tasks), *tables, *held_out])
     ladders = {task: chosen[task].rungs if task in chosen else () for task in names}
@@ -100,6 +101,8 @@ def _rows(outcomes: Outcomes) -> list[OutcomeRow]:
         raise DataError("outcomes: empty; there is nothing to calibrate on")
     if not rows:
         return read_outcomes([item for item in items if not isinstance(item, OutcomeRow)])
+    if len(rows) < len(items):
+        raise DataError("outcomes: give paths or rows, not both")
     repeated = [name for name, count in Counter(row.query.id for row in rows).items() if count > 1]
     if repeated:
         raise DataError(f"query_id: {repeated[0]!r} occurs more than once")
@@ -177,7 +180,7 @@ def replay(outcomes: Outcomes, release: Release) -> Replay:
             pairs.append((quality or 0.0, 1.0 if reference is None else reference))
         elif quality is not None:
             pairs.append((quality, quality))
-    spent = float(np.mean([answer.trace.cost_usd for answer in answers]))
+    spent = float(np.mean([_spent(row, answer, release.portfolio) for row, answer in zip(rows, answers, strict=True)]))
     always = float(
         np.mean([cost_of(row.outcomes[frontier], release.portfolio.tier(frontier), row.source) for row in rows])
     )
@@ -195,6 +198,11 @@ def replay(outcomes: Outcomes, release: Release) -> Replay:
         violation_rate_by_task={task: float(np.mean(of)) for task, of in sorted(tasks.items())},
         certificate=None if release.certificate is None else release.certificate.as_dict(),
     )
+
+
+def _spent(row: OutcomeRow, answer: Answer, portfolio: Portfolio) -> float:
+    """USD of all attempts, failed ones included where their cost was recorded."""
+    return sum(cost_of(row.outcomes[a.tier], portfolio.tier(a.tier), row.source) for a in answer.trace.attempts)
 
 
 def _replayed(row: OutcomeRow, release: Release) -> Answer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ class Tier:
             raise PortfolioError(f"tier name: expected a non-empty string, got {self.name!r}")
         for name in ("input_usd_per_mtok", "output_usd_per_mtok", "usd_per_hour"):
             price = getattr(self, name)
-            if price is not None and (isinstance(price, bool) or not isinstance(price, int | float) or not price >= 0):
+            if price is not None and not (_is_number(price) and 0 <= price < inf):
                 raise PortfolioError(f"tier {self.name!r}: {name} must be a number >= 0, got {price!r}")
         if (self.input_usd_per_mtok is None) != (self.output_usd_per_mtok is None):
             raise PortfolioError(f"tier {self.name!r}: give input_usd_per_mtok and output_usd_per_mtok together")
@@ -71,7 +72,7 @@ class Task:
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
             raise PortfolioError(f"task name: expected a non-empty string, got {self.name!r}")
-        if self.tau is not None and not (isinstance(self.tau, int | float) and 0 < self.tau <= 1):
+        if self.tau is not None and not (_is_number(self.tau) and 0 < self.tau <= 1):
             raise PortfolioError(f"task {self.name!r}: tau must be in (0, 1], got {self.tau!r}")
         if self.metric is not None and not isinstance(self.metric, str):
             raise PortfolioError(f"task {self.name!r}: metric must be a string, got {self.metric!r}")
@@ -147,7 +148,10 @@ class Portfolio:
                 Tier(**_fields_of(tier, Tier, f"tiers[{i}]")) for i, tier in enumerate(_list(fields_, "tiers"))
             )
             tasks = tuple(_task(task, f"tasks[{i}]") for i, task in enumerate(_list(fields_, "tasks")))
-            return cls(tiers=tiers, frontier=fields_.get("frontier") or "", tasks=tasks)
+            frontier = fields_.get("frontier", "")
+            if not isinstance(frontier, str):
+                raise PortfolioError(f"frontier: expected the name of a tier, got {frontier!r}")
+            return cls(tiers=tiers, frontier=frontier, tasks=tasks)
         except PortfolioError as error:
             raise PortfolioError(f"{source}: {error}") from None
 
@@ -165,9 +169,13 @@ class Portfolio:
             data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
             raise PortfolioError(f"{path}: cannot be read ({error.strerror})") from None
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+        except (yaml.YAMLError, ValueError) as error:
             raise PortfolioError(f"{path}: not valid YAML ({error})") from None
         return cls.from_dict(data, source=str(path))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _dearest(tiers: tuple[Tier, ...]) -> str:

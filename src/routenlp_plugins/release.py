@@ -141,7 +141,11 @@ class Release:
 def _identity(portfolio: Portfolio) -> dict[str, Any]:
     """What a policy depends on: everything but prices."""
     facts = portfolio.as_dict()
-    return {"frontier": facts["frontier"], "tiers": sorted(portfolio.names), "tasks": facts["tasks"]}
+    return {
+        "frontier": facts["frontier"],
+        "tiers": sorted(portfolio.names),
+        "tasks": sorted(facts["tasks"], key=lambda task: str(task["name"])),
+    }
 
 
 def _parse(folder: Path, contents: Mapping[str, bytes]) -> Release:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
+
+from .errors import PortfolioError
 
 __all__ = ["Answer", "Attempt", "Call", "Completion", "Message", "Policy", "Query", "Rung", "ScoreKind", "Trace"]
 
@@ -113,7 +115,10 @@ class Trace:
 
     @property
     def cost_usd(self) -> float | None:
-        """USD of all attempts, rejected ones included; None if any of them has no known cost."""
+        """USD of all answers, rejected ones included; None if any of them has no known cost.
+
+        An attempt that failed came without usage and is not counted.
+        """
         costs = [attempt.completion.cost_usd for attempt in self.attempts if attempt.completion is not None]
         return None if any(cost is None for cost in costs) else sum(cost for cost in costs if cost is not None)
 
@@ -175,6 +180,20 @@ class Rung:
     tier: str
     threshold: float | None = None
     score: ScoreKind | None = None
+
+    def __post_init__(self) -> None:
+        if self.score not in (None, *get_args(ScoreKind)):
+            raise PortfolioError(f"rung {self.tier!r}: score {self.score!r} is unknown")
+        if self.threshold is None:
+            return
+        if (
+            isinstance(self.threshold, bool)
+            or not isinstance(self.threshold, int | float)
+            or not 0 <= self.threshold <= 1
+        ):
+            raise PortfolioError(f"rung {self.tier!r}: threshold must be a number in [0, 1], got {self.threshold!r}")
+        if self.score is None:
+            raise PortfolioError(f"rung {self.tier!r}: a threshold needs a score to be compared with it")
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import ceil, log
+from math import ceil, log, log1p
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -49,7 +49,7 @@ def smallest_sample(alpha: float, delta: float) -> int:
     >>> smallest_sample(alpha=0.05, delta=0.1)
     45
     """
-    return ceil(log(delta) / log(1 - alpha))
+    return ceil(log(delta) / log1p(-alpha))
 
 
 def labels_needed(risk: float, alpha: float, delta: float, power: float = 0.8) -> int | None:

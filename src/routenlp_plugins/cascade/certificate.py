@@ -9,13 +9,15 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ..errors import DataError
 from ..evaluate.table import TaskTable
 from .bounds import binomial_p_value, binomial_upper_bound, fixed_sequence, labels_needed, smallest_sample
 from .search import Candidate, climb, violations
 
-__all__ = ["METHOD", "RISK", "Certificate", "TaskCertificate", "certify"]
+__all__ = ["METHOD", "RISK", "RISK_OF_GROUPS", "Certificate", "TaskCertificate", "certify"]
 
 RISK = "P(answer accepted below the frontier and its quality < tau)"
+RISK_OF_GROUPS = f"{RISK}, for a query drawn from a random group,"
 METHOD = "fixed sequence of exact binomial tests on a path ordered on a separate split"
 
 
@@ -71,6 +73,12 @@ class Certificate:
     date: str
     risk: str = RISK
     method: str = METHOD
+
+    def __post_init__(self) -> None:
+        for name in ("alpha", "delta"):
+            value = getattr(self, name)
+            if not isinstance(value, float) or not 0 < value < 1:
+                raise DataError(f"certificate: {name} must be strictly between 0 and 1, got {value!r}")
 
     @property
     def certified(self) -> tuple[str, ...]:

@@ -15,8 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..collecting import Reference
 from ..errors import DataError
+from ..evaluate.references import Reference
 from ..portfolio import Portfolio, Task, Tier
 from ..types import Query
 from .templates import CLAUSES, COMPANIES, FACTS, INTENTS, PLACES, RISKS, fill

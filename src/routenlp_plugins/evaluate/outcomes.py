@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ Paths = str | Path | Iterable[str | Path]
 UnitInterval = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0)]
 LogProbability = Annotated[float, Field(le=0)]
-Count = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=0, le=10**15)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +140,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
         with _open(path) as file:
             for number, line in enumerate(file, start=1):
                 yield number, line
-    except (EOFError, gzip.BadGzipFile) as error:
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(f"{path}:{number + 1}: truncated or damaged gzip file ({error})") from None
     except UnicodeDecodeError:
         raise DataError(f"{path}:{number + 1}: not UTF-8 text") from None
@@ -159,7 +160,8 @@ def outcome_line(row: OutcomeRow) -> str:
         name: getattr(row, name) for name in ("group", "timestamp", "propensity") if getattr(row, name) is not None
     }
     facts["outcomes"] = {tier: _outcome_facts(outcome) for tier, outcome in row.outcomes.items()}
-    return json.dumps(facts, ensure_ascii=False)
+    # a lone surrogate cannot be written
+    return json.dumps(facts, ensure_ascii=False).encode("utf-8", "replace").decode()
 
 
 def _outcome_facts(outcome: Outcome) -> dict[str, Any]:

@@ -6,6 +6,8 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from inspect import iscoroutinefunction
+from math import inf
+from numbers import Real
 from time import perf_counter
 from typing import cast
 
@@ -44,7 +46,7 @@ def call_tier(tier: Tier, function: SyncTierCallable, call: Call) -> Completion:
     """Make a call; measure and price what the tier itself did not.
 
     Raises:
-        TierError: whatever went wrong.
+        TierError: whatever went wrong, values that no answer can have included.
     """
     start = perf_counter()
     with _boundary(tier):
@@ -80,8 +82,56 @@ def _complete(tier: Tier, completion: Completion, start: float) -> Completion:
             f"tier {tier.name!r}: returned {type(completion).__name__}; a tier is called with a Call and returns a "
             "Completion, for example Completion(text=...)"
         )
+    completion = _checked(tier, completion)
     latency = completion.latency_ms if completion.latency_ms is not None else (perf_counter() - start) * 1e3
     cost = completion.cost_usd
     if cost is None:
         cost = tier.cost(completion.input_tokens, completion.output_tokens, latency)
     return replace(completion, latency_ms=latency, cost_usd=cost)
+
+
+_LARGE = 1e15
+_LEAST_LOGPROB = -9999.0
+"""What endpoints give for a probability of 0; JSON knows no infinity."""
+
+
+def _checked(tier: Tier, completion: Completion) -> Completion:
+    """The completion in plain Python numbers.
+
+    Raises:
+        TierError: a value is out of its range: what is compared with a threshold must mean what it says.
+    """
+    if not isinstance(completion.text, str):
+        raise TierError(f"text must be a string, got {type(completion.text).__name__}", tier.name)
+
+    def number(name: str, most: float = _LARGE) -> float | None:
+        value = getattr(completion, name)
+        return None if value is None else _number(tier, name, value, 0, most)
+
+    def count(name: str) -> int | None:
+        value = number(name)
+        return None if value is None else int(value)
+
+    mean, each = completion.mean_logprob, completion.token_logprobs
+    return replace(
+        completion,
+        confidence=number("confidence", most=1),
+        mean_logprob=None if mean is None else _logprob(tier, mean),
+        token_logprobs=None if each is None else tuple(_logprob(tier, value) for value in each),
+        input_tokens=count("input_tokens"),
+        output_tokens=count("output_tokens"),
+        cost_usd=number("cost_usd"),
+        latency_ms=number("latency_ms"),
+    )
+
+
+def _logprob(tier: Tier, value: float) -> float:
+    # rounding may leave it a little above 0
+    return min(max(_number(tier, "log-probability", value, -inf, 1e-3), _LEAST_LOGPROB), 0.0)
+
+
+def _number(tier: Tier, name: str, value: float, least: float, most: float) -> float:
+    # numpy's numbers are Real too; so is bool, which is not one
+    if isinstance(value, bool) or not isinstance(value, Real) or not least <= value <= most:
+        raise TierError(f"{name} must be a number in [{least:g}, {most:g}], got {value!r}", tier.name)
+    return float(value)
