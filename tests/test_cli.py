@@ -139,6 +139,14 @@ def test_an_alpha_out_of_range_is_bad_input(files, alpha):
     assert fit(files, alpha=alpha).exit_code == 2
 
 
+def test_a_name_that_is_too_long_is_bad_input(files):
+    done = run(
+        "fit", files / "o.jsonl", "--portfolio", files / "p.yaml", "--alpha", 0.1, "--release", files / ("x" * 300)
+    )
+    assert done.exit_code == 2
+    assert "File name too long" in done.stderr
+
+
 def test_a_damaged_release_is_bad_input(files):
     fit(files)
     (files / "r" / "release.json").write_text("{}")

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 from helpers import FRONTIER, SMALL, portfolio, row, rows
 
-from routenlp_plugins import DataError, Release, RiskNotControlledError, fit, replay
-from routenlp_plugins.evaluate.outcomes import outcome_line
+from routenlp_plugins import Completion, DataError, Policy, Query, Release, RiskNotControlledError, fit, replay
+from routenlp_plugins.cascade.search import climb
+from routenlp_plugins.evaluate.outcomes import Outcome, OutcomeRow, outcome_line
+from routenlp_plugins.evaluate.table import split, task_tables
 from routenlp_plugins.types import Rung
 
 
@@ -102,8 +105,6 @@ def test_replay_needs_the_outcomes_of_the_tiers_the_release_calls():
 
 
 def test_replay_counts_unknown_quality_as_the_worst_case():
-    from routenlp_plugins import Policy
-
     release = Release(portfolio(), Policy(FRONTIER, {"t": (Rung(SMALL),)}))
     unknown = [row("a", small=(None, None), frontier=(1.0, None)), row("b", small=(1.0, None), frontier=(None, None))]
     result = replay(unknown, release)
@@ -117,6 +118,65 @@ def test_real_outcomes_are_fitted_and_replayed(data_folder):
     assert release.certificate.certified == ("medmcqa",)
     assert result.cost_ratio < 0.6
     assert result.violation_rate < 0.2
+
+
+def test_only_rows_held_out_from_the_ordering_certify():
+    members = rows(600)
+    ordering, certification = split(members, 0.4, seed=3)
+    certificate = fit(members, portfolio(), alpha=0.1, seed=3).certificate
+    assert (certificate.seed, certificate.ordering_share) == (3, 0.4)
+    assert certificate.tasks[0].n == len(certification) == 600 - len(ordering)
+
+
+def test_each_group_certifies_with_one_row_and_the_claim_says_so():
+    members = [
+        row(f"{g}-{i}", group=str(g), small=(1.0, 0.9), frontier=(1.0, None)) for g in range(300) for i in range(3)
+    ]
+    _, certification = split(members, 0.4, seed=0)
+    certificate = fit(members, portfolio(), alpha=0.05).certificate
+    assert certificate.tasks[0].n == len({member.group for member in certification})
+    assert "for a query drawn from a random group" in certificate.claim
+    assert "group" not in fit(rows(500), portfolio(), alpha=0.1).certificate.claim
+
+
+def test_the_row_of_a_group_is_drawn():
+    members = [
+        row(f"{g}-{i}", group=str(g), small=(float(i == 0), 0.9), frontier=(1.0, None))
+        for g in range(400)
+        for i in range(2)
+    ]
+    drawn = task_tables(members, portfolio())["t"].one_per_unit(seed=0)
+    assert 0.4 < drawn.quality[:, 0].mean() < 0.6
+
+
+def test_what_the_certification_rows_cost_does_not_change_the_ladder():
+    members = rows(600)
+    held_out = {member.query.id for member in split(members, 0.4, seed=0)[1]}
+
+    def dear(member):
+        small = replace(member.outcomes[SMALL].completion, cost_usd=1.0)
+        return replace(member, outcomes={**member.outcomes, SMALL: Outcome(member.outcomes[SMALL].quality, small)})
+
+    swapped = [dear(member) if member.query.id in held_out else member for member in members]
+    assert fit(swapped, portfolio(), alpha=0.1).policy == fit(members, portfolio(), alpha=0.1).policy
+
+
+def test_paths_and_rows_are_not_mixed(tmp_path):
+    with pytest.raises(DataError, match="give paths or rows, not both"):
+        fit([tmp_path / "o.jsonl", *rows(2)], portfolio(), alpha=0.1)
+
+
+def test_an_alpha_too_small_for_any_data_is_refused_as_any_other():
+    with pytest.raises(RiskNotControlledError, match="certification rows; even without a violation"):
+        fit(rows(100), portfolio(), alpha=1e-17)
+
+
+def test_replay_counts_what_a_failed_call_cost():
+    failed = Outcome(None, Completion("", cost_usd=5.0), error="down")
+    member = OutcomeRow(Query("x", "t", "q"), {SMALL: failed, FRONTIER: Outcome(1.0, Completion("x", cost_usd=1.0))})
+    ladder = Release(portfolio(), Policy(FRONTIER, {"t": (Rung(SMALL),)}))
+    _, cost = climb(task_tables([member], portfolio())["t"], ladder.policy.ladders["t"])
+    assert replay([member], ladder).cost_usd == cost[0] == 6
 
 
 def test_where_the_frontier_is_also_cheapest_nothing_leaves_it(data_folder):

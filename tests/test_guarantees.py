@@ -7,6 +7,7 @@ import pytest
 from helpers import portfolio, rows
 from scipy.stats import binomtest
 
+from routenlp_plugins import RiskNotControlledError, fit
 from routenlp_plugins.cascade.bounds import binomial_p_value, fixed_sequence
 from routenlp_plugins.cascade.certificate import certify
 from routenlp_plugins.cascade.search import candidate_path, climb, violations
@@ -67,6 +68,46 @@ def test_the_certificate_holds_over_draws(n, tasks):
     assert exceeding_share_is_at_most_delta(exceeding, 200)
     assert refused < 20
     assert cost < 0.7
+
+
+def risk_of_fits(draws: int, n: int, ordering_share: float) -> tuple[int, int]:
+    """Fits whose policy exceeds alpha on the population, and fits that certified any."""
+    rng = np.random.default_rng(3)
+    population = rows(4000, seed=9)
+    folds = task_tables(population, portfolio())["t"]
+    exceeding = certified = 0
+    for _ in range(draws):
+        drawn = [population[i] for i in rng.choice(len(population), n, replace=False)]
+        try:
+            ladder = fit(
+                drawn,
+                portfolio(),
+                alpha=ALPHA,
+                delta=DELTA,
+                seed=int(rng.integers(2**31)),
+                ordering_share=ordering_share,
+            )
+        except RiskNotControlledError:
+            continue
+        certified += 1
+        answered, _ = climb(folds, ladder.policy.ladders["t"])
+        exceeding += bool(violations(folds, answered).mean() > ALPHA)
+    return exceeding, certified
+
+
+@pytest.mark.parametrize("ordering_share", [0.2, 0.4])
+def test_the_certificate_holds_over_whole_fits(ordering_share):
+    exceeding, certified = risk_of_fits(60, 300, ordering_share)
+    assert certified > 40
+    assert exceeding_share_is_at_most_delta(exceeding, 60)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("n", "ordering_share"), [(150, 0.4), (300, 0.2), (300, 0.4), (600, 0.4)])
+def test_the_certificate_holds_over_many_whole_fits(n, ordering_share):
+    exceeding, certified = risk_of_fits(600, n, ordering_share)
+    assert certified > 200
+    assert exceeding_share_is_at_most_delta(exceeding, 600)
 
 
 @pytest.mark.long

@@ -104,6 +104,8 @@ def test_a_module_keeps_the_rules(path):
             assert len(parameters) - 1 <= 6, "a constructor takes at most six parameters"
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             assert node.func.id != "print"
+        if isinstance(node, ast.Attribute):
+            assert node.attr not in {"filterwarnings", "simplefilter", "basicConfig"}, "the user's own settings stay"
 
 
 def test_errors_of_any_kind_are_caught_at_one_place_only():
@@ -128,10 +130,10 @@ def test_adapters_import_public_names_only():
 
 def test_nothing_happens_at_import():
     python(
-        "import socket, os, logging, warnings\n"
+        "import socket, logging\n"
         "def refuse(*a, **k): raise AssertionError('network at import')\n"
         "socket.socket.connect = refuse\n"
-        "filters, handlers = list(warnings.filters), list(logging.getLogger().handlers)\n"
+        "handlers = list(logging.getLogger().handlers)\n"
         "import pkgutil, importlib, routenlp_plugins as package\n"
         "names = [m.name for m in pkgutil.walk_packages(package.__path__, 'routenlp_plugins.')]\n"
         "for name in names: importlib.import_module(name)\n"

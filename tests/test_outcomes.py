@@ -103,6 +103,15 @@ def test_a_truncated_gzip_file_is_named(tmp_path):
         read_outcomes(file)
 
 
+def test_a_damaged_gzip_file_is_named(tmp_path):
+    whole = bytearray(gzip.compress(b"".join(json.dumps(record(f"q{i}")).encode() + b"\n" for i in range(500))))
+    whole[40:60] = bytes(20)
+    file = tmp_path / "o.jsonl.gz"
+    file.write_bytes(bytes(whole))
+    with pytest.raises(DataError, match=r"o\.jsonl\.gz:\d+: "):
+        read_outcomes(file)
+
+
 def test_a_file_that_is_not_text_is_named(tmp_path):
     file = tmp_path / "o.jsonl"
     file.write_bytes(b"\xff\xfe\x00")

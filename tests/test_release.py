@@ -70,6 +70,10 @@ def test_every_edited_byte_of_the_content_is_noticed(folder):
     assert Release.load(folder)
 
 
+def rung(**facts):
+    return {"policy": {"frontier": "frontier", "ladders": {"t": [{"tier": "small", **facts}]}}}
+
+
 def rewrite(folder, **changes):
     facts = json.loads((folder / "release.json").read_text()) | changes
     (folder / "release.json").write_text(json.dumps(facts))
@@ -87,6 +91,10 @@ def rewrite(folder, **changes):
         ({"policy": {"frontier": "small", "ladders": {}}}, "the policy names 'small', the portfolio 'frontier'"),
         ({"policy": {"frontier": "frontier", "ladders": {"t": [{"tier": "tiny"}]}}}, "tiny is not a tier"),
         ({"certificate": {"alpha": 0.1}}, "release.json: not a release of format 1"),
+        (rung(threshold="0.5", score="confidence"), "threshold must be a number in"),
+        (rung(threshold=-1, score="confidence"), "threshold must be a number in"),
+        (rung(threshold=0.5, score="bogus"), "score 'bogus' is unknown"),
+        (rung(threshold=0.5, score=None), "a threshold needs a score"),
     ],
 )
 def test_a_release_of_another_format_is_refused(folder, changes, message):
@@ -113,6 +121,18 @@ def test_a_release_of_another_portfolio_is_refused(folder):
         Release.load(folder, other)
     with pytest.raises(ReleaseError, match=r"belongs to another portfolio \(tasks: "):
         Release.load(folder, portfolio(Task("t", tau=0.5)))
+
+
+def test_the_order_of_tasks_does_not_matter(tmp_path):
+    one, other = portfolio(Task("a"), Task("b")), portfolio(Task("b"), Task("a"))
+    assert Release.load(Release.frontier_only(one).save(tmp_path / "r"), other).portfolio == other
+
+
+def test_a_certificate_with_odd_numbers_is_refused(folder):
+    facts = json.loads((folder / "release.json").read_text())["certificate"]
+    rewrite(folder, certificate=facts | {"alpha": "0.1"})
+    with pytest.raises(ReleaseError, match=r"alpha must be strictly between 0 and 1, got '0\.1'"):
+        Release.load(folder)
 
 
 def test_repriced_tiers_are_the_same_portfolio(folder):

@@ -148,7 +148,7 @@ def _attempt_dict(attempt: Attempt) -> dict[str, Any]:
         "error": attempt.error,
     }
     if attempt.completion is not None:
-        for name in ("confidence", "input_tokens", "output_tokens", "cost_usd", "latency_ms"):
+        for name in ("confidence", "mean_logprob", "input_tokens", "output_tokens", "cost_usd", "latency_ms"):
             facts[name] = getattr(attempt.completion, name)
     return facts
 

@@ -23,7 +23,7 @@ from langchain_openai import ChatOpenAI
 from pydantic import BaseModel, ValidationError
 
 from langchain_routenlp import RouterChatModel
-from routenlp_plugins import Completion, Policy, PortfolioError, Release, ReleaseError, Task, TierError
+from routenlp_plugins import Completion, DataError, Policy, PortfolioError, Release, ReleaseError, Task, TierError
 from routenlp_plugins.testing import ScriptedServer, ScriptedTier
 from routenlp_plugins.types import Rung
 
@@ -162,10 +162,10 @@ def test_calls_with_tools_or_a_response_format_go_to_the_frontier():
         """The weather of a city."""
         return city
 
-    message = router().bind_tools([weather], tool_choice="any").invoke("hi")
+    neutral = router().bind_tools([weather]).kwargs["tools"]
+    message = router().bind(tools=neutral).invoke("hi")
+    assert message.response_metadata["seen"]["tools"][0]["function"]["name"] == "weather"
     assert message.response_metadata["routenlp"]["reason"].endswith("calls that need tools")
-    seen = message.response_metadata["seen"]
-    assert (seen["tools"][0]["function"]["name"], seen["tool_choice"]) == ("weather", "any")
     message = router().bind(response_format={"type": "json_object"}).invoke("hi")
     assert message.response_metadata["routenlp"]["reason"].endswith("calls that need structured output")
 
@@ -311,3 +311,47 @@ def test_routing_adds_at_most_a_millisecond_to_the_bare_model():
     routed, bare = router(), SURE
     pairs = [(milliseconds(routed), milliseconds(bare)) for _ in range(300)]
     assert median(with_router - alone for with_router, alone in pairs) <= 1.0
+
+
+def test_a_copy_with_another_release_uses_it():
+    always = router(used=release(Rung(SMALL)))
+    assert always.invoke("hi").text == "small-model says"
+    assert always.model_copy(update={"release": release()}).invoke("hi").text == "strong-model says"
+    other = {SMALL: Scripted(model="other"), FRONTIER: STRONG}
+    assert always.model_copy(update={"tiers": other}).invoke("hi").text == "other says"
+
+
+def test_tools_bound_to_the_router_are_sent_in_the_frontier_s_own_form():
+    @tool
+    def weather(city: str) -> str:
+        """The weather of a city."""
+        return city
+
+    with ScriptedServer(lambda request: "sunny") as server:
+        model = ChatOpenAI(model="m", base_url=server.url, api_key="none")
+        for choice in ("any", "weather"):
+            model.bind_tools([weather], tool_choice=choice).invoke("hi")
+            router(frontier=model).bind_tools([weather], tool_choice=choice).invoke("hi")
+        plain_any, ours_any, plain_named, ours_named = server.requests
+    assert ours_any == plain_any
+    assert ours_named == plain_named
+
+
+def test_listeners_of_a_tier_would_hear_nothing_and_are_refused():
+    with pytest.raises(PortfolioError, match="tiers: small is bound to callbacks or listeners"):
+        router(SURE.with_config(callbacks=[Runs()]))
+    with pytest.raises(PortfolioError, match="tiers: small is bound to callbacks or listeners"):
+        router(SURE.with_listeners(on_start=lambda run: None))
+    assert router(SURE.with_config(tags=["mine"])).invoke("hi").text == "small-model says"
+
+
+@pytest.mark.parametrize(
+    ("messages", "metadata", "message"),
+    [
+        ([], {}, "messages: empty"),
+        ("hi", {"routenlp_task": ["t"]}, r"routenlp_task must be the name of a task, got \['t'\]"),
+    ],
+)
+def test_calls_that_make_no_sense_are_named(messages, metadata, message):
+    with pytest.raises(DataError, match=message):
+        router().invoke(messages, {"metadata": metadata})

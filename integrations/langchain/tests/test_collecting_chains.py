@@ -77,6 +77,13 @@ async def test_a_chain_whose_calls_always_go_to_the_frontier_has_nothing_to_coll
         assert "with structured output, and such calls always go to the frontier" in await failure(call_tier, tier)
 
 
+def test_what_a_core_tier_says_of_itself_reaches_the_outcome():
+    own = Completion('{"a": 1}', mean_logprob=-0.1, cost_usd=0.5, latency_ms=2.0)
+    with ScriptedServer({}) as server:
+        tier = chain_tiers(chain(server), {SMALL: ScriptedTier(default=own)}, to_input=to_input)[SMALL]
+        assert tier(Call(SMALL, Query("hi", "t"))) == own
+
+
 async def test_sync_and_async_complete_alike():
     small = ScriptedTier(default=Completion('{"a": 1}', latency_ms=3.0))
     with ScriptedServer({}) as server:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from helpers import FRONTIER, SMALL, portfolio, release
+from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.messages import AIMessage
 from langchain_core.output_parsers import JsonOutputParser, StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
@@ -233,3 +234,21 @@ def test_a_routed_chain_can_be_extended_and_its_answers_are_messages(server):
     theirs = {k: v for k, v in plain.model_dump().items() if k != "id"}
     assert ours == theirs
     assert (routed | StrOutputParser()).invoke(INPUTS[0]) == plain.content
+
+
+def test_callbacks_and_tags_of_the_model_go_over_to_the_router(server):
+    class Heard(BaseCallbackHandler):
+        def __init__(self) -> None:
+            self.tags: list[str] | None = None
+
+        def on_chat_model_start(
+            self, serialized: Any, messages: Any, *, tags: list[str] | None = None, **_: Any
+        ) -> None:
+            self.tags = tags
+
+    handler = Heard()
+    model = ChatOpenAI(model="m", base_url=server.url, api_key="none", callbacks=[handler], tags=["mine"])
+    RouterRunnable.from_chain(PROMPT | model, {SMALL: ScriptedTier(default="x")}, release(Rung(SMALL))).invoke(
+        INPUTS[0]
+    )
+    assert "mine" in handler.tags

@@ -61,7 +61,15 @@ class RouterRunnable(RunnableBindingBase[Any, Any]):
         found = _chosen(chain, model)
         frontier = release.portfolio.frontier
         named = {**tiers, frontier: found} if tiers.get(frontier) is None else {**tiers}
-        router = RouterChatModel(tiers=named, release=release, task=task)
+        router = RouterChatModel(
+            tiers=named,
+            release=release,
+            task=task,
+            callbacks=found.callbacks,
+            tags=found.tags,
+            metadata=found.metadata,
+            name=found.name,
+        )
         return cls(bound=rewrite(chain, lambda one: router if one is found else one))
 
 
@@ -164,11 +172,11 @@ def _completion(decisions: Decisions, call: Call, output: Any) -> Completion:
             call.tier,
         )
     facts = decision["attempts"][-1]
+    own = ("confidence", "mean_logprob", "cost_usd", "latency_ms")
     return replace(
         completion_of(message),
         text="" if isinstance(output, Exception) else _text(output),
-        confidence=facts["confidence"],
-        latency_ms=facts["latency_ms"],
+        **{name: facts[name] for name in own},
     )
 
 

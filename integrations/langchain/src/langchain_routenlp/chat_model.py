@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from langchain_core.outputs import ChatGeneration, ChatResult
 from langchain_core.runnables import Runnable
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
-from pydantic import ConfigDict, Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, PrivateAttr, field_validator, model_validator
 
 from routenlp_plugins import Answer, Dispatcher, PortfolioError, Query, Release, TierError
 
@@ -31,8 +30,12 @@ _BEYOND_TEXT = {
     "tools": "tools",
     "functions": "tools",
     "response_format": "structured output",
+    "response_schema": "structured output",
+    "format": "structured output",
     "model": "another model",
 }
+_NEUTRAL = "routenlp_neutral_tools"
+"""Says that the tools of a call were bound to the router and are in no provider's own form yet."""
 
 
 class RouterChatModel(BaseChatModel):
@@ -56,7 +59,7 @@ class RouterChatModel(BaseChatModel):
         ReleaseError: the release cannot be used.
     """
 
-    model_config = ConfigDict(arbitrary_types_allowed=True, ignored_types=(cached_property,))
+    model_config = ConfigDict(arbitrary_types_allowed=True)
 
     tiers: Mapping[str, Any] = Field(exclude=True)
     release: Any = Field(exclude=True)  # a Release: pydantic cannot describe a dataclass of arrays
@@ -66,6 +69,7 @@ class RouterChatModel(BaseChatModel):
     temperature: float | None = None
     max_tokens: int | None = None
     stop: list[str] | None = None
+    _built: tuple[Any, Any, Dispatcher] | None = PrivateAttr(None)
 
     @model_validator(mode="before")
     @classmethod
@@ -94,9 +98,13 @@ class RouterChatModel(BaseChatModel):
                 f"task={self.task!r} is unknown to the release; its tasks: {', '.join(known) or 'none'}"
             )
 
-    @cached_property
+    @property
     def _dispatcher(self) -> Dispatcher:
-        return Dispatcher(self.release, {name: LangChainTier.of(name, tier) for name, tier in self.tiers.items()})
+        # made again for a copy with other tiers or another release
+        if self._built is None or self._built[0] is not self.release or self._built[1] is not self.tiers:
+            tiers = {name: LangChainTier.of(name, tier) for name, tier in self.tiers.items()}
+            self._built = (self.release, self.tiers, Dispatcher(self.release, tiers))
+        return self._built[2]
 
     @property
     def _llm_type(self) -> str:
@@ -135,7 +143,8 @@ class RouterChatModel(BaseChatModel):
     ) -> Runnable[LanguageModelInput, AIMessage]:
         """Bind tools. Calls with tools are answered by the frontier: no certificate covers them yet."""
         choice = {} if tool_choice is None else {"tool_choice": tool_choice}
-        return self.bind(tools=[convert_to_openai_tool(tool) for tool in tools], **choice, **kwargs)
+        neutral = [convert_to_openai_tool(tool) for tool in tools]
+        return self.bind(tools=neutral, **{_NEUTRAL: True}, **choice, **kwargs)
 
     def _generate(
         self,
@@ -170,9 +179,11 @@ class RouterChatModel(BaseChatModel):
         pinned: str | None = kwargs.get("model")
         options = {name: value for name in _SAMPLING if (value := getattr(self, name)) is not None}
         options |= {name: value for name, value in kwargs.items() if name != "model" or pinned not in self.tiers}
+        rebind = bool(options.pop(_NEUTRAL, False))
         requires = frozenset(_BEYOND_TEXT[name] for name in options if name in _BEYOND_TEXT)
         task = (run_manager.metadata if run_manager else {}).get("routenlp_task", self.task)
-        query = query_of(messages, task, requires, ModelCall(messages, self.stop if stop is None else stop, options))
+        call = ModelCall(messages, self.stop if stop is None else stop, options, rebind)
+        query = query_of(messages, task, requires, call)
         if pinned is not None and pinned in self.tiers:
             return query, self._dispatcher.pinned(pinned)
         if pinned is not None and not isinstance(

@@ -8,7 +8,7 @@ from typing import Any
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
 from langchain_core.messages.ai import UsageMetadata, add_usage
 
-from routenlp_plugins import Answer, Completion, Query
+from routenlp_plugins import Answer, Completion, DataError, Query
 
 __all__ = ["answer_message", "completion_of", "message_of", "query_of"]
 
@@ -20,7 +20,14 @@ def query_of(messages: Sequence[BaseMessage], task: str | None, requires: frozen
 
     Args:
         requires: what the call asks for beyond text; images and tool calls in the conversation are added.
+
+    Raises:
+        DataError: there is no message, or the task is no name.
     """
+    if not messages:
+        raise DataError("messages: empty; there is nothing to answer")
+    if task is not None and not isinstance(task, str):
+        raise DataError(f"routenlp_task must be the name of a task, got {task!r}")
     last = next((message for message in reversed(messages) if isinstance(message, HumanMessage)), messages[-1])
     chat = tuple({"role": _ROLES.get(m.type, m.type), "content": str(m.text)} for m in messages)
     return Query(str(last.text), task=task, messages=chat, requires=requires | _beyond_text(messages), payload=payload)

@@ -18,11 +18,17 @@ __all__ = ["LangChainTier", "ModelCall"]
 
 @dataclass(frozen=True, slots=True)
 class ModelCall:
-    """What `RouterChatModel` was asked: the payload of its queries."""
+    """What `RouterChatModel` was asked: the payload of its queries.
+
+    Attributes:
+        rebind_tools: whether the tools among the options were bound to the router, so that each tier must bind them
+            in its own form.
+    """
 
     messages: list[BaseMessage]
     stop: list[str] | None
     options: dict[str, Any]
+    rebind_tools: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +51,11 @@ class LangChainTier:
         options: dict[str, Any] = {}
         model = tier
         while isinstance(model, RunnableBinding):
+            if model.config.get("callbacks") or model.config_factories:
+                raise PortfolioError(
+                    f"tiers: {name} is bound to callbacks or listeners, but a tier opens no run they could hear of: "
+                    "give them to the router"
+                )
             options = {**model.kwargs, **options}
             model = model.bound
         if isinstance(model, BaseChatModel):
@@ -73,7 +84,12 @@ class LangChainTier:
         """What is bound to the tier, then what the call asks for."""
         asked: ModelCall = call.payload
         stop = {} if asked.stop is None else {"stop": asked.stop}
-        return {"stop": None, **self.options, **asked.options, **stop}
+        arguments = {"stop": None, **self.options, **asked.options, **stop}
+        if not asked.rebind_tools:
+            return arguments
+        choice = {"tool_choice": arguments.pop("tool_choice")} if "tool_choice" in arguments else {}
+        bound = self.model.bind_tools(arguments.pop("tools"), **choice)
+        return {**getattr(bound, "kwargs", {}), **arguments}
 
 
 def _completion(message: BaseMessage) -> Completion:
