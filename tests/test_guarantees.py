@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
-from helpers import portfolio, rows
+from helpers import ROOT, portfolio, rows
 from scipy.stats import binomtest
 
 from routenlp_plugins import RiskNotControlledError, fit
@@ -102,16 +104,38 @@ def test_the_certificate_holds_over_whole_fits(ordering_share):
     assert exceeding_share_is_at_most_delta(exceeding, 60)
 
 
+@pytest.fixture(scope="module")
+def results():
+    """What the long tests saw, kept in benchmarks/results/."""
+    seen: dict[str, list[dict[str, float]]] = {"whole_fits": [], "certification_samples": []}
+    yield seen
+    facts = {"alpha": ALPHA, "delta": DELTA, **seen}
+    (ROOT / "benchmarks" / "results" / "test_long.json").write_text(
+        json.dumps(facts, indent=2) + "\n", encoding="utf-8"
+    )
+
+
 @pytest.mark.long
 @pytest.mark.parametrize(("n", "ordering_share"), [(150, 0.4), (300, 0.2), (300, 0.4), (600, 0.4)])
-def test_the_certificate_holds_over_many_whole_fits(n, ordering_share):
+def test_the_certificate_holds_over_many_whole_fits(n, ordering_share, results):
     exceeding, certified = risk_of_fits(600, n, ordering_share)
+    cell = {"n": n, "ordering_share": ordering_share, "draws": 600, "certified": certified, "exceeding": exceeding}
+    results["whole_fits"].append(cell)
     assert certified > 200
     assert exceeding_share_is_at_most_delta(exceeding, 600)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize(("n", "tasks"), [(100, 1), (300, 1), (1000, 1), (300, 3), (1000, 6)])
-def test_the_certificate_holds_over_many_draws(n, tasks):
-    exceeding, _, _ = monte_carlo(2000, n, tasks)
+def test_the_certificate_holds_over_many_draws(n, tasks, results):
+    exceeding, refused, cost = monte_carlo(2000, n, tasks)
+    cell = {
+        "n": n,
+        "tasks": tasks,
+        "draws": 2000,
+        "refused": refused,
+        "exceeding": exceeding,
+        "cost_ratio": round(cost, 4),
+    }
+    results["certification_samples"].append(cell)
     assert exceeding_share_is_at_most_delta(exceeding, 2000)
