@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from helpers import FRONTIER, SMALL, portfolio, row, rows
 
@@ -83,6 +84,19 @@ def test_settings_out_of_range_are_named(settings, message):
 def test_an_empty_calibration_set_is_an_error():
     with pytest.raises(DataError, match="outcomes: empty; there is nothing to calibrate on"):
         fit([], portfolio(), alpha=0.1)
+
+
+@pytest.mark.parametrize(("quality", "certified"), [(1.0, ("t",)), (0.0, None)])
+def test_answers_of_one_class_only_are_certified_or_refused_like_any_others(quality, certified):
+    rng = np.random.default_rng(0)
+    members = [row(f"q{i}", small=(quality, float(rng.random())), frontier=(1.0, None)) for i in range(200)]
+    if certified is None:
+        with pytest.raises(RiskNotControlledError):
+            fit(members, portfolio(), alpha=0.05)
+    else:
+        release = fit(members, portfolio(), alpha=0.05)
+        assert release.certificate.certified == certified
+        assert replay(members, release).cost_ratio < 0.02
 
 
 def test_rows_that_repeat_an_id_are_refused():

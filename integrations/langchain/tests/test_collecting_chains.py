@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 from helpers import FRONTIER, SMALL, portfolio
 from langchain_core.output_parsers import JsonOutputParser
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_openai import ChatOpenAI
 
 from langchain_routenlp import chain_tiers
-from routenlp_plugins import Call, Completion, Query, Reference, Task, collect
+from routenlp_plugins import Call, Completion, Query, Reference, Task, TierError, collect
 from routenlp_plugins.evaluate.outcomes import read_outcomes
 from routenlp_plugins.testing import ScriptedServer, ScriptedTier
 from routenlp_plugins.tiers.boundary import acall_tier, call_tier
@@ -49,13 +50,13 @@ async def test_a_failing_model_is_a_failed_tier():
 
 
 async def failure(attempt, tier) -> str:
-    try:
-        function = tier if attempt is call_tier else tier.acall
-        done = attempt(portfolio().tier(SMALL), function, Call(SMALL, Query("hi", "t")))
-        await done
-    except Exception as error:  # noqa: BLE001
-        return str(error)
-    raise AssertionError("the tier did not fail")
+    call = Call(SMALL, Query("hi", "t"))
+    with pytest.raises(TierError) as caught:
+        if attempt is call_tier:
+            call_tier(portfolio().tier(SMALL), tier, call)
+        else:
+            await acall_tier(portfolio().tier(SMALL), tier.acall, call)
+    return str(caught.value)
 
 
 async def test_a_chain_that_calls_its_model_twice_has_no_outcome_of_its_own():

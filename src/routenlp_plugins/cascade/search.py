@@ -76,12 +76,16 @@ def violations(table: TaskTable, answered: NDArray[np.intp]) -> NDArray[np.bool_
 
 
 def candidate_path(table: TaskTable, alpha: float) -> tuple[Candidate, ...]:
-    """At most `PATH_LENGTH` candidates on the cost-risk Pareto front of the ordering split, by rising risk."""
+    """At most `PATH_LENGTH` candidates on the cost-risk Pareto front of the ordering split, by rising risk.
+
+    A candidate must save a larger share of the cost than its risk: giving no answer at all to as many queries would
+    save as much, and alpha is no licence for that.
+    """
     if not len(table):
         return ()
     frontier_cost = float(table.cost[:, -1].mean())
     candidates = [_measured(table, rungs) for rungs in _ladders(table)]
-    useful = [c for c in candidates if c.cost < frontier_cost and c.risk <= RISK_MARGIN * alpha]
+    useful = [c for c in candidates if c.cost < (1 - c.risk) * frontier_cost and c.risk <= RISK_MARGIN * alpha]
     front: list[Candidate] = []
     for candidate in sorted(useful, key=lambda c: (c.risk, c.cost, len(c.rungs))):
         if not front or candidate.cost < front[-1].cost:
