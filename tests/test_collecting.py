@@ -90,11 +90,11 @@ def test_a_finished_collection_calls_nothing(tmp_path):
     assert again[SMALL].calls == []
 
 
-def test_several_workers_write_the_same_rows_in_the_same_order(tmp_path):
+def test_several_workers_write_the_same_rows(tmp_path):
     for workers in (1, 4):
         collect(queries(20), tiers(), tmp_path / f"{workers}.jsonl", portfolio=PORTFOLIO, workers=workers)
     one, four = (read_outcomes(tmp_path / f"{workers}.jsonl") for workers in (1, 4))
-    assert [r.query.id for r in one] == [r.query.id for r in four]
+    assert sorted(r.query.id for r in one) == sorted(r.query.id for r in four) == sorted(f"t{i}" for i in range(20))
 
 
 def test_a_file_of_another_collection_is_not_touched(tmp_path):
@@ -160,6 +160,16 @@ def test_a_tier_that_was_added_is_run_on_what_is_there(tmp_path):
     assert collect(queries(2), more, out, portfolio=portfolio(Task("t", "accuracy"))) == 2
     assert [sorted(row.outcomes) for row in read_outcomes(out)] == [[FRONTIER, SMALL]] * 2
     assert more[FRONTIER].calls == []
+
+
+def test_a_tier_that_was_added_and_is_down_stops_the_collection(tmp_path):
+    out = tmp_path / "o.jsonl"
+    collect(queries(30), {FRONTIER: ScriptedTier(default="yes")}, out, portfolio=portfolio(Task("t", "accuracy")))
+    down = ScriptedTier(default=OSError("refused"))
+    with pytest.raises(TierError, match="tier 'small' failed 10 times in a row"):
+        collect(queries(30), {FRONTIER: ScriptedTier(), SMALL: down}, out, portfolio=portfolio(Task("t", "accuracy")))
+    assert len(down.calls) < 20
+    assert len(read_outcomes(out)) == 30
 
 
 def test_a_query_that_changed_is_another_collection(tmp_path):
@@ -301,3 +311,29 @@ def test_a_metric_of_the_user_s_own_scores_the_answers(tmp_path):
     assert [outcome.quality for outcome in row.outcomes.values()] == [0.5, 0.5]
     with pytest.raises(DataError, match="query 't0': the metric returned 2 for small; expected"):
         collect(queries(1), tiers(), tmp_path / "p.jsonl", portfolio=graded, metrics={"half": lambda a, r: 2})
+
+
+def test_a_metric_may_return_numbers_of_any_kind(tmp_path):
+    graded = portfolio(Task("t", metric="own"))
+    collect(queries(1), tiers(), tmp_path / "o.jsonl", portfolio=graded, metrics={"own": lambda a, r: np.float32(1)})
+    assert read_outcomes(tmp_path / "o.jsonl")[0].outcomes[SMALL].quality == 1
+
+
+@pytest.mark.parametrize("name", ["", 7])
+def test_an_id_is_a_string_that_is_not_empty(tmp_path, name):
+    with pytest.raises(DataError, match="queries: id and task are needed"):
+        collect([Reference(Query("x", "t", name), "yes")], tiers(), tmp_path / "o.jsonl", portfolio=PORTFOLIO)
+
+
+def test_odd_texts_are_gone_on_with(tmp_path):
+    out, odd = tmp_path / "o.jsonl", [Reference(Query("a \ud800", "t", "q"), "yes")]
+    collect(odd, tiers(), out, portfolio=PORTFOLIO)
+    assert collect(odd, tiers(), out, portfolio=PORTFOLIO) == 0
+
+
+def test_a_file_with_a_line_twice_is_refused(tmp_path):
+    out = tmp_path / "o.jsonl"
+    collect(queries(1), tiers(), out, portfolio=PORTFOLIO)
+    out.write_text(out.read_text() * 2)
+    with pytest.raises(DataError, match=r"o\.jsonl: query_id: 't0' occurs more than once"):
+        collect(queries(2), tiers(), out, portfolio=PORTFOLIO)

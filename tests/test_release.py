@@ -130,9 +130,30 @@ def test_the_order_of_tasks_does_not_matter(tmp_path):
 
 def test_a_certificate_with_odd_numbers_is_refused(folder):
     facts = json.loads((folder / "release.json").read_text())["certificate"]
-    rewrite(folder, certificate=facts | {"alpha": "0.1"})
-    with pytest.raises(ReleaseError, match=r"alpha must be strictly between 0 and 1, got '0\.1'"):
-        Release.load(folder)
+    (task,) = facts["tasks"]
+    for changes, message in (
+        ({"alpha": "0.1"}, "certificate: alpha: Input should be a valid number"),
+        ({"alpha": 1.5}, "alpha must be strictly between 0 and 1, got 1.5"),
+        ({"ordering_share": None}, "certificate: ordering_share: Input should be a valid number"),
+        ({"tasks": [task | {"status": []}]}, "certificate: tasks.0.status: "),
+        ({"tasks": [task | {"upper_bound": "x"}]}, "certificate: tasks.0.upper_bound: "),
+        ({"more": 1}, "certificate: unknown field more"),
+    ):
+        rewrite(folder, certificate=facts | changes)
+        with pytest.raises(ReleaseError, match=message):
+            Release.load(folder)
+
+
+def test_a_policy_that_its_certificate_does_not_speak_of_is_refused(folder):
+    policy = json.loads((folder / "release.json").read_text())["policy"]
+    ladders = policy["ladders"]
+    for changed, message in (
+        ({**ladders, "u": ladders["t"]}, "leaves the frontier for t, u, the certificate speaks of t"),
+        ({}, "leaves the frontier for no task, the certificate speaks of t"),
+    ):
+        rewrite(folder, policy=policy | {"ladders": changed})
+        with pytest.raises(ReleaseError, match=message):
+            Release.load(folder)
 
 
 def test_repriced_tiers_are_the_same_portfolio(folder):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from numbers import Real
 from pathlib import Path
 
 from rich.console import Console
@@ -88,9 +89,16 @@ def collect(
             def rows_of(members: list[Reference]) -> Iterator[OutcomeRow]:
                 batch = 4 * max(workers, 1)
                 for start in range(0, len(members), batch):
-                    for row in pool.map(run, members[start : start + batch]):
-                        yield row
+                    running = [pool.submit(run, member) for member in members[start : start + batch]]
+                    # as they come: a slow call must not hold back what others were paid for
+                    for future in as_completed(running):
+                        yield future.result()
                         bar.advance(step)
+
+            def new_tiers_checked(rows: Iterator[OutcomeRow]) -> Iterator[OutcomeRow]:
+                for row in rows:
+                    yield row
+                    _check_streak(streak, row, target, known=done[row.query.id].outcomes)
 
             streak = dict.fromkeys(functions, 0)
             with target.open("a", encoding="utf-8") as file:
@@ -99,7 +107,7 @@ def collect(
                     file.flush()
                     _check_streak(streak, row, target)
             if again:
-                replace_rows(target, rows_of(again))
+                replace_rows(target, new_tiers_checked(rows_of(again)))
     return len(again) + len(waiting)
 
 
@@ -116,7 +124,7 @@ def _references(queries: Iterable[Reference] | Paths) -> list[Reference]:
         raise DataError("queries: empty; there is nothing to run")
     seen: set[str | None] = set()
     for item in items:
-        if item.query.id is None or item.query.task is None:
+        if not (isinstance(item.query.id, str) and item.query.id and isinstance(item.query.task, str)):
             raise DataError(f"queries: id and task are needed, got {item.query!r}")
         if item.query.id in seen:
             raise DataError(f"query_id: {item.query.id!r} occurs more than once")
@@ -171,7 +179,7 @@ def _run(
     except TierError as error:
         return Outcome(None, Completion(""), error=str(error))
     quality = score(completion.text, reference.reference)
-    if not isinstance(quality, int | float) or not 0 <= quality <= 1:
+    if not isinstance(quality, Real) or not 0 <= quality <= 1:
         raise DataError(f"query {call.query.id!r}: the metric returned {quality!r} for {call.tier}; expected [0, 1]")
     return Outcome(float(quality), completion)
 
@@ -182,8 +190,13 @@ def _bar(wanted: bool) -> Progress:
     return Progress(*columns, console=console, disable=not (wanted and console.is_terminal))
 
 
-def _check_streak(streak: dict[str, int], row: OutcomeRow, target: Path) -> None:
+def _check_streak(
+    streak: dict[str, int], row: OutcomeRow, target: Path, known: Mapping[str, Outcome] | None = None
+) -> None:
+    """Stop at a tier that is down; one that failed on this query before (`known`) may always do."""
     for tier, outcome in row.outcomes.items():
+        if tier in (known or {}):
+            continue
         streak[tier] = 0 if outcome.error is None else streak[tier] + 1
         if streak[tier] >= MAX_FAILURES_IN_A_ROW:
             raise TierError(

@@ -54,6 +54,12 @@ class Release:
         unknown = [tier for tier in self.policy.tiers if tier not in self.portfolio.names]
         if unknown:
             raise PortfolioError(f"policy: {', '.join(unknown)} is not a tier of the portfolio")
+        routed = {task for task, rungs in self.policy.ladders.items() if rungs}
+        if self.certificate is not None and routed != set(self.certificate.certified):
+            raise PortfolioError(
+                f"policy: leaves the frontier for {', '.join(sorted(routed)) or 'no task'}, the certificate speaks of "
+                f"{', '.join(self.certificate.certified) or 'none'}"
+            )
 
     @classmethod
     def frontier_only(cls, portfolio: Portfolio, tasks: tuple[str, ...] = ()) -> Release:
@@ -166,7 +172,7 @@ def _parse(folder: Path, contents: Mapping[str, bytes]) -> Release:
         return Release(portfolio, Policy(facts["policy"]["frontier"], ladders), certificate, evidence)
     except SafetensorError as error:
         raise ReleaseError(f"{folder / 'arrays.safetensors'}: {error}") from None
-    except (KeyError, TypeError, AttributeError, RouteNLPError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RouteNLPError) as error:
         raise ReleaseError(f"{where}: not a release of format {FORMAT_VERSION} ({error})") from None
 
 

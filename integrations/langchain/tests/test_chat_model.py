@@ -333,13 +333,47 @@ def test_tools_bound_to_the_router_are_sent_in_the_frontier_s_own_form():
             model.bind_tools([weather], tool_choice=choice).invoke("hi")
             router(frontier=model).bind_tools([weather], tool_choice=choice).invoke("hi")
         plain_any, ours_any, plain_named, ours_named = server.requests
+        server.requests.clear()
+        model.bind_tools([weather], strict=True, parallel_tool_calls=False).invoke("hi")
+        router(frontier=model).bind_tools([weather], strict=True, parallel_tool_calls=False).invoke("hi")
+        assert server.requests[0] == server.requests[1]
     assert ours_any == plain_any
     assert ours_named == plain_named
+
+
+def test_a_plain_callable_cannot_be_the_frontier_of_calls_with_tools():
+    model = router(frontier=ScriptedTier(default="x"))
+    with pytest.raises(PortfolioError, match="tier 'frontier' is a plain callable, and the call needs tools"):
+        model.bind(tools=[{"type": "function"}]).invoke("hi")
+
+
+@pytest.mark.parametrize(
+    ("reported", "score"),
+    [
+        ([{"token": "a", "logprob": -0.1}], 0.9048),
+        ({"content": ["a"]}, None),
+        ({"content": [{"logprob": float("nan")}]}, None),
+        ({"content": [{"logprob": -0.1}, {}]}, None),
+        ("none", None),
+    ],
+)
+def test_log_probabilities_that_cannot_be_read_are_missing_evidence(reported, score):
+    class Odd(Scripted):
+        def _generate(self, messages: Any, stop: Any = None, run_manager: Any = None, **kw: Any) -> ChatResult:
+            message = AIMessage("odd", response_metadata={"logprobs": reported})
+            return ChatResult(generations=[ChatGeneration(message=message)])
+
+    attempt = router(Odd(model="odd")).invoke("hi").response_metadata["routenlp"]["attempts"][0]
+    assert attempt["error"] is None
+    assert attempt["score"] == (None if score is None else pytest.approx(score, abs=1e-4))
+    assert router(UNSURE, Odd(model="odd")).invoke("hi").text == "odd"
 
 
 def test_listeners_of_a_tier_would_hear_nothing_and_are_refused():
     with pytest.raises(PortfolioError, match="tiers: small is bound to callbacks or listeners"):
         router(SURE.with_config(callbacks=[Runs()]))
+    with pytest.raises(PortfolioError, match="tiers: small has callbacks"):
+        router(SURE.model_copy(update={"callbacks": [Runs()]}))
     with pytest.raises(PortfolioError, match="tiers: small is bound to callbacks or listeners"):
         router(SURE.with_listeners(on_start=lambda run: None))
     assert router(SURE.with_config(tags=["mine"])).invoke("hi").text == "small-model says"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from math import ceil
 from typing import Any, Literal
 
@@ -121,10 +122,19 @@ class Certificate:
         """From what `as_dict` wrote.
 
         Raises:
-            TypeError, KeyError: a field is unknown or missing.
+            DataError: a field is unknown, missing or of the wrong type.
         """
+        from pydantic import TypeAdapter, ValidationError
+
         facts = {name: value for name, value in data.items() if name != "status"}
-        return cls(**{**facts, "tasks": tuple(TaskCertificate(**task) for task in data["tasks"])})
+        unknown = set(facts) - {field.name for field in fields(cls)}
+        if unknown:
+            raise DataError(f"certificate: unknown field {', '.join(sorted(unknown))}")
+        try:
+            return TypeAdapter(cls).validate_json(json.dumps(facts), strict=True)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            raise DataError(f"certificate: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
 
 
 def certify(

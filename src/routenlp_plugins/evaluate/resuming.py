@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -55,6 +56,9 @@ def finished_rows(
     if complete is not None:
         rows.append(complete)
     known = {reference.query.id: reference for reference in references}
+    repeated = next((name for name, count in Counter(row.query.id for row in rows).items() if count > 1), None)
+    if repeated is not None:
+        raise DataError(f"{target}: query_id: {repeated!r} occurs more than once")
     for row in rows:
         if (other := _foreign(row, functions, known.get(row.query.id))) is not None:
             raise DataError(f"{row.source}: belongs to another collection ({other}); write to a new file")
@@ -89,7 +93,9 @@ def _foreign(row: OutcomeRow, functions: Mapping[str, object], reference: Refere
     if reference is None:
         return f"query {row.query.id}"
     mine = (reference.query.task, reference.query.text, reference.reference, reference.group)
-    if mine != (row.query.task, row.query.text, row.reference, row.group):
+    # as they are once written: see `outcome_line`
+    written = tuple(None if part is None else part.encode("utf-8", "replace").decode() for part in mine)
+    if written != (row.query.task, row.query.text, row.reference, row.group):
         return f"query {row.query.id} has another task, text, reference or group there"
     return None
 

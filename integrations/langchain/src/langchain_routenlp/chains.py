@@ -60,7 +60,7 @@ class RouterRunnable(RunnableBindingBase[Any, Any]):
         release = release if isinstance(release, Release) else Release.load(release)
         found = _chosen(chain, model)
         frontier = release.portfolio.frontier
-        named = {**tiers, frontier: found} if tiers.get(frontier) is None else {**tiers}
+        named = {**tiers, frontier: _silent(found)} if tiers.get(frontier) is None else {**tiers}
         router = RouterChatModel(
             tiers=named,
             release=release,
@@ -124,7 +124,7 @@ def chain_tiers(
 
     def pinned(name: str, tier: Any) -> Runnable[Any, Any]:
         release = Release.frontier_only(Portfolio((Tier(name),)))
-        router = RouterChatModel(tiers={name: found if tier is None else tier}, release=release)
+        router = RouterChatModel(tiers={name: _silent(found) if tier is None else tier}, release=release)
         return rewrite(chain, lambda one: router if one is found else one)
 
     return {name: ChainTier(pinned(name, tier), to_input) for name, tier in tiers.items()}
@@ -197,6 +197,11 @@ def _chosen(chain: Runnable[Any, Any], model: BaseChatModel | str | None) -> Bas
         f"the chain has {len(chosen)} chat models to choose from ({listed}): name one with model=, by object, "
         "class or model name"
     )
+
+
+def _silent(model: BaseChatModel) -> BaseChatModel:
+    """The chain's own model as a tier: its callbacks go over to the router."""
+    return model.model_copy(update={"callbacks": None}) if model.callbacks else model
 
 
 def _text(output: Any) -> str:

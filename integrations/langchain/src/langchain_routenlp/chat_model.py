@@ -34,8 +34,8 @@ _BEYOND_TEXT = {
     "format": "structured output",
     "model": "another model",
 }
-_NEUTRAL = "routenlp_neutral_tools"
-"""Says that the tools of a call were bound to the router and are in no provider's own form yet."""
+_TOOL_OPTIONS = "routenlp_tool_options"
+"""Comes with tools that were bound to the router and are in no provider's form yet: what else they were bound with."""
 
 
 class RouterChatModel(BaseChatModel):
@@ -143,8 +143,9 @@ class RouterChatModel(BaseChatModel):
     ) -> Runnable[LanguageModelInput, AIMessage]:
         """Bind tools. Calls with tools are answered by the frontier: no certificate covers them yet."""
         choice = {} if tool_choice is None else {"tool_choice": tool_choice}
-        neutral = [convert_to_openai_tool(tool) for tool in tools]
-        return self.bind(tools=neutral, **{_NEUTRAL: True}, **choice, **kwargs)
+        neutral = [convert_to_openai_tool(tool, strict=kwargs.get("strict")) for tool in tools]
+        tracing = {name: kwargs.pop(name) for name in list(kwargs) if name.startswith("ls_")}
+        return self.bind(tools=neutral, **{_TOOL_OPTIONS: kwargs}, **choice, **tracing)
 
     def _generate(
         self,
@@ -179,18 +180,26 @@ class RouterChatModel(BaseChatModel):
         pinned: str | None = kwargs.get("model")
         options = {name: value for name in _SAMPLING if (value := getattr(self, name)) is not None}
         options |= {name: value for name, value in kwargs.items() if name != "model" or pinned not in self.tiers}
-        rebind = bool(options.pop(_NEUTRAL, False))
+        tool_options = options.pop(_TOOL_OPTIONS, None)
         requires = frozenset(_BEYOND_TEXT[name] for name in options if name in _BEYOND_TEXT)
         task = (run_manager.metadata if run_manager else {}).get("routenlp_task", self.task)
-        call = ModelCall(messages, self.stop if stop is None else stop, options, rebind)
+        call = ModelCall(messages, self.stop if stop is None else stop, options, tool_options)
         query = query_of(messages, task, requires, call)
+        dispatcher = self._dispatcher
         if pinned is not None and pinned in self.tiers:
-            return query, self._dispatcher.pinned(pinned)
-        if pinned is not None and not isinstance(
-            self._dispatcher.tiers[self.release.portfolio.frontier], LangChainTier
-        ):
+            dispatcher = dispatcher.pinned(pinned)
+            pinned = None
+        frontier = dispatcher.release.portfolio.frontier
+        if isinstance(dispatcher.tiers[frontier], LangChainTier):
+            return query, dispatcher
+        if pinned is not None:
             raise PortfolioError(f"model={pinned!r} is not a tier; tiers: {', '.join(self.tiers)}")
-        return query, self._dispatcher
+        if query.requires:
+            raise PortfolioError(
+                f"tier {frontier!r} is a plain callable, and the call needs {', '.join(sorted(query.requires))}: "
+                "give a chat model for it"
+            )
+        return query, dispatcher
 
 
 @contextmanager
@@ -203,7 +212,7 @@ def _errors_of_the_frontier(dispatcher: Dispatcher) -> Iterator[None]:
         if own is None or not isinstance(dispatcher.tiers[error.tier], LangChainTier):
             raise
         own.add_note(f"routenlp: {error}")
-        raise own from None
+        raise own from own.__cause__
 
 
 def _result(answer: Answer) -> ChatResult:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from math import isnan
 from typing import Any
 
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
@@ -40,10 +41,14 @@ def _beyond_text(messages: Sequence[BaseMessage]) -> set[str]:
 
 
 def completion_of(message: AIMessage) -> Completion:
-    """A tier's message as evidence: log-probabilities and token counts where the tier gave them."""
-    content = (message.response_metadata.get("logprobs") or {}).get("content") or []
-    logprobs = tuple(min(float(token["logprob"]), 0.0) for token in content if token.get("logprob") is not None)
+    """A tier's message as evidence: log-probabilities and token counts where the tier gave them.
+
+    What cannot be read is missing evidence: it must not keep an answer from the user.
+    """
+    logprobs = _logprobs(message.response_metadata.get("logprobs"))
     usage = message.usage_metadata
+    if usage and min(usage["input_tokens"], usage["output_tokens"]) < 0:
+        usage = None
     return Completion(
         text=str(message.text),
         mean_logprob=sum(logprobs) / len(logprobs) if logprobs else None,
@@ -52,6 +57,16 @@ def completion_of(message: AIMessage) -> Completion:
         output_tokens=usage["output_tokens"] if usage else None,
         payload=message,
     )
+
+
+def _logprobs(reported: Any) -> tuple[float, ...]:
+    """Of the answer's tokens, in OpenAI's form (``{"content": [...]}``) or as a list; empty if they are not whole."""
+    tokens = reported.get("content") if isinstance(reported, Mapping) else reported
+    if not isinstance(tokens, list):
+        return ()
+    values = [token.get("logprob") if isinstance(token, Mapping) else None for token in tokens]
+    known = tuple(min(float(v), 0.0) for v in values if isinstance(v, int | float) and not isnan(v))
+    return known if len(known) == len(values) else ()
 
 
 def message_of(completion: Completion, tier: str) -> AIMessage:

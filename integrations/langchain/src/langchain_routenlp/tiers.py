@@ -21,14 +21,14 @@ class ModelCall:
     """What `RouterChatModel` was asked: the payload of its queries.
 
     Attributes:
-        rebind_tools: whether the tools among the options were bound to the router, so that each tier must bind them
-            in its own form.
+        tool_options: what tools among the options were bound to the router with, so that each tier binds them in its
+            own form; None where they are in the frontier's form already.
     """
 
     messages: list[BaseMessage]
     stop: list[str] | None
     options: dict[str, Any]
-    rebind_tools: bool = False
+    tool_options: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +58,10 @@ class LangChainTier:
                 )
             options = {**model.kwargs, **options}
             model = model.bound
+        if isinstance(model, BaseChatModel) and model.callbacks:
+            raise PortfolioError(
+                f"tiers: {name} has callbacks, but a tier opens no run they could hear of: give them to the router"
+            )
         if isinstance(model, BaseChatModel):
             return cls(model, options)
         if isinstance(model, Runnable) or not callable(tier):
@@ -85,10 +89,10 @@ class LangChainTier:
         asked: ModelCall = call.payload
         stop = {} if asked.stop is None else {"stop": asked.stop}
         arguments = {"stop": None, **self.options, **asked.options, **stop}
-        if not asked.rebind_tools:
+        if asked.tool_options is None:
             return arguments
         choice = {"tool_choice": arguments.pop("tool_choice")} if "tool_choice" in arguments else {}
-        bound = self.model.bind_tools(arguments.pop("tools"), **choice)
+        bound = self.model.bind_tools(arguments.pop("tools"), **choice, **asked.tool_options)
         return {**getattr(bound, "kwargs", {}), **arguments}
 
 
