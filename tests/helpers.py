@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from collections.abc import Awaitable
 from pathlib import Path
 
 import numpy as np
@@ -70,3 +72,19 @@ def record(name: str = "q1", **changes: object) -> dict[str, object]:
         FRONTIER: {"quality": 1.0, "answer": "a", "input_tokens": 10, "output_tokens": 2},
     }
     return {"query_id": name, "task": "t", "text": "x", "reference": "a", "outcomes": outcomes, **changes}
+
+
+async def ticks_during(work: Awaitable[object], interval: float) -> int:
+    """How often the event loop came round, every `interval` seconds at best, while something was awaited."""
+    ticks = 0
+
+    async def tick() -> None:
+        nonlocal ticks
+        while True:
+            await asyncio.sleep(interval)
+            ticks += 1
+
+    ticker = asyncio.create_task(tick())
+    await work
+    ticker.cancel()
+    return ticks

@@ -36,13 +36,8 @@ def test_every_tier_answers_every_query_it_may_serve(tmp_path):
 def test_collecting_goes_on_where_it_was_interrupted(tmp_path):
     out = tmp_path / "o.jsonl"
 
-    def interrupted(call: Call) -> Completion:
-        if call.query.text == "text 4":
-            raise Interrupt
-        return Completion("yes", cost_usd=1.0)
-
     with pytest.raises(Interrupt):
-        collect(queries(9), tiers(frontier=interrupted), out, portfolio=PORTFOLIO)
+        collect(queries(9), tiers(frontier=interrupted_at("text 4")), out, portfolio=PORTFOLIO)
     written = out.read_text()
     out.write_text(written + '{"query_id": "t4", "ta')
     second = tiers()
@@ -54,6 +49,15 @@ def test_collecting_goes_on_where_it_was_interrupted(tmp_path):
 
 class Interrupt(BaseException):
     """What a user pressing Ctrl-C looks like to a tier."""
+
+
+def interrupted_at(text: str):
+    def tier(call: Call) -> Completion:
+        if call.query.text == text:
+            raise Interrupt
+        return Completion("yes", cost_usd=1.0)
+
+    return tier
 
 
 @pytest.mark.parametrize(
@@ -142,14 +146,8 @@ def test_failures_that_stay_do_not_keep_new_queries_waiting(tmp_path):
 def test_an_interruption_while_trying_again_keeps_what_was_paid_for(tmp_path):
     out = tmp_path / "o.jsonl"
     collect(queries(4), tiers(small=ScriptedTier(default=OSError("x"))), out, portfolio=PORTFOLIO)
-
-    def small(call: Call) -> Completion:
-        if call.query.text == "text 3":
-            raise Interrupt
-        return Completion("yes", cost_usd=1.0)
-
     with pytest.raises(Interrupt):
-        collect(queries(4), tiers(small=small), out, portfolio=PORTFOLIO)
+        collect(queries(4), tiers(small=interrupted_at("text 3")), out, portfolio=PORTFOLIO)
     assert [row.outcomes[SMALL].quality for row in read_outcomes(out)] == [1, 1, 1, None]
 
 

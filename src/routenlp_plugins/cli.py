@@ -75,8 +75,7 @@ def fit(
     from .fitting import fit as fit_release
     from .terminal import show_release
 
-    with _bad_input():
-        _check_new(as_json)
+    with _bad_input(as_json):
         if release.exists():
             raise ReleaseError(f"{release}: exists already and is not overwritten; choose a new folder")
         skipped: list[DataError] = []
@@ -116,8 +115,7 @@ def replay(
     from .release import Release
     from .terminal import show_replay
 
-    with _bad_input():
-        _check_new(as_json)
+    with _bad_input(as_json):
         loaded = Release.load(release, None if portfolio is None else Portfolio.from_yaml(portfolio))
         skipped: list[DataError] = []
         rows = read_outcomes(outcomes, skip_bad_lines=skip_bad_lines, skipped=skipped)
@@ -147,8 +145,7 @@ def demo(
     """A chain that exists without us, routed over real local models, from collecting to the next day's bill."""
     from .demo import DemoOptions, run_demo
 
-    with _bad_input():
-        _check_new(as_json)
+    with _bad_input(as_json):
         options = DemoOptions(out, report, seed, frontier_model, (frontier_input, frontier_output))
         facts = run_demo(options, Console(stderr=as_json == "-"))
     if as_json is not None:
@@ -160,9 +157,8 @@ def doctor(as_json: AsJson = None) -> None:
     """What this installation can do, and the command that installs what it cannot."""
     from .doctor import examine
 
-    with _bad_input():
-        _check_new(as_json)
-    findings = examine()
+    with _bad_input(as_json):
+        findings = examine()
     if as_json is not None:
         _write_json([finding.as_dict() for finding in findings], as_json)
     else:
@@ -175,8 +171,11 @@ def doctor(as_json: AsJson = None) -> None:
 
 
 @contextmanager
-def _bad_input() -> Iterator[None]:
+def _bad_input(as_json: str | None) -> Iterator[None]:
+    """Ends with code 2 and a sentence on bad input; a file for the JSON that exists already is looked for first."""
     try:
+        if as_json not in (None, "-") and Path(as_json).exists():
+            raise DataError(f"{as_json}: exists already and is not overwritten; choose a new file")
         yield
     except RouteNLPError as error:
         _stop(str(error))
@@ -190,11 +189,6 @@ def _show_skipped(skipped: list[DataError]) -> None:
         console.print(f"{len(skipped)} malformed lines left out, the first of them:", highlight=False)
         for error in skipped[:5]:
             console.print(f"  {error}", highlight=False, markup=False, soft_wrap=True)
-
-
-def _check_new(target: str | None) -> None:
-    if target not in (None, "-") and Path(target).exists():
-        raise DataError(f"{target}: exists already and is not overwritten; choose a new file")
 
 
 def _write_json(facts: Any, target: str) -> None:

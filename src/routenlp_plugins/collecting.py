@@ -98,14 +98,16 @@ def collect(
             def new_tiers_checked(rows: Iterator[OutcomeRow]) -> Iterator[OutcomeRow]:
                 for row in rows:
                     yield row
-                    _check_streak(streak, row, target, known=done[row.query.id].outcomes)
+                    # what failed on this query before may always do
+                    before = done[row.query.id].outcomes
+                    _check_streak(streak, {t: o for t, o in row.outcomes.items() if t not in before}, target)
 
             streak = dict.fromkeys(functions, 0)
             with target.open("a", encoding="utf-8") as file:
                 for row in rows_of(waiting):
                     file.write(outcome_line(row) + "\n")
                     file.flush()
-                    _check_streak(streak, row, target)
+                    _check_streak(streak, row.outcomes, target)
             if again:
                 replace_rows(target, new_tiers_checked(rows_of(again)))
     return len(again) + len(waiting)
@@ -190,13 +192,8 @@ def _bar(wanted: bool) -> Progress:
     return Progress(*columns, console=console, disable=not (wanted and console.is_terminal))
 
 
-def _check_streak(
-    streak: dict[str, int], row: OutcomeRow, target: Path, known: Mapping[str, Outcome] | None = None
-) -> None:
-    """Stop at a tier that is down; one that failed on this query before (`known`) may always do."""
-    for tier, outcome in row.outcomes.items():
-        if tier in (known or {}):
-            continue
+def _check_streak(streak: dict[str, int], outcomes: Mapping[str, Outcome], target: Path) -> None:
+    for tier, outcome in outcomes.items():
         streak[tier] = 0 if outcome.error is None else streak[tier] + 1
         if streak[tier] >= MAX_FAILURES_IN_A_ROW:
             raise TierError(

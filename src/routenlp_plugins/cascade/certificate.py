@@ -126,6 +126,8 @@ class Certificate:
         """
         from pydantic import TypeAdapter, ValidationError
 
+        from ..evaluate.outcomes import first_problem
+
         facts = {name: value for name, value in data.items() if name != "status"}
         unknown = set(facts) - {field.name for field in fields(cls)}
         if unknown:
@@ -133,8 +135,7 @@ class Certificate:
         try:
             return TypeAdapter(cls).validate_json(json.dumps(facts), strict=True)
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            raise DataError(f"certificate: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+            raise DataError(f"certificate: {first_problem(error)}") from None
 
 
 def certify(

@@ -147,7 +147,7 @@ def _second_day(chain: DemoChain, frontier: TierCallable, workload: Workload) ->
                 decision=decision,
                 quality=score(text, reference.reference),
                 frontier_quality=score(baseline.text, reference.reference),
-                frontier_cost=_known(baseline.cost_usd),
+                frontier_cost=_priced(baseline.cost_usd),
             )
         )
     return day
@@ -191,13 +191,13 @@ def _below(day: Sequence[_Answered]) -> float:
 
 def _ratios(day: Sequence[_Answered]) -> tuple[float | None, float | None]:
     """Cost and quality against the frontier alone; None where that is 0."""
-    cost = sum(_known(one.decision["cost_usd"]) for one in day)
+    cost = sum(_priced(one.decision["cost_usd"]) for one in day)
     before = sum(one.frontier_cost for one in day)
     quality, reference = sum(one.quality for one in day), sum(one.frontier_quality for one in day)
     return cost / before if before else None, quality / reference if reference else None
 
 
-def _known(cost: float | None) -> float:
+def _priced(cost: float | None) -> float:
     if cost is None:
         raise PortfolioError("a call has no known cost: the endpoint reported no token usage")
     return cost

@@ -18,7 +18,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ..errors import DataError
 from ..types import Completion, Query
 
-__all__ = ["Outcome", "OutcomeRow", "Paths", "outcome_line", "parse_outcome_line", "read_lines", "read_outcomes"]
+__all__ = [
+    "Outcome",
+    "OutcomeRow",
+    "Paths",
+    "first_problem",
+    "outcome_line",
+    "parse_outcome_line",
+    "read_lines",
+    "read_outcomes",
+]
 
 Paths = str | Path | Iterable[str | Path]
 UnitInterval = Annotated[float, Field(ge=0, le=1)]
@@ -189,6 +198,12 @@ def _open(path: Path) -> TextIO:
     return path.open(encoding="utf-8")
 
 
+def first_problem(error: ValidationError) -> str:
+    """The first field that is wrong and what is wrong with it, in a line."""
+    first = error.errors(include_url=False)[0]
+    return f"{'.'.join(map(str, first['loc'])) or 'line'}: {first['msg']}"
+
+
 def parse_outcome_line(line: str, source: str) -> OutcomeRow:
     """The row of one JSON line; `source` names its place in errors.
 
@@ -203,8 +218,7 @@ def parse_outcome_line(line: str, source: str) -> OutcomeRow:
         first = error.errors(include_url=False)[0]
         if first["type"] == "json_invalid":
             raise DataError(f"{source}: not a complete JSON object ({first['ctx']['error']})") from None
-        field = ".".join(map(str, first["loc"])) or "line"
-        raise DataError(f"{source}: {field}: {first['msg']}, got {_short(first['input'])}") from None
+        raise DataError(f"{source}: {first_problem(error)}, got {_short(first['input'])}") from None
     return OutcomeRow(
         query=Query(row.text or "", task=row.task, id=row.query_id),
         outcomes={tier: _outcome(facts) for tier, facts in row.outcomes.items()},

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..errors import DataError
 from ..types import Query
-from .outcomes import Paths, read_lines
+from .outcomes import Paths, first_problem, read_lines
 
 __all__ = ["Reference", "read_references"]
 
@@ -55,6 +55,5 @@ def _reference(line: str, source: str) -> Reference:
     try:
         row = _Reference.model_validate_json(line)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise DataError(f"{source}: {'.'.join(map(str, first['loc'])) or 'line'}: {first['msg']}") from None
+        raise DataError(f"{source}: {first_problem(error)}") from None
     return Reference(Query(row.text, task=row.task, id=row.query_id), row.reference, row.metric, row.group)

@@ -147,10 +147,13 @@ def _task_of(row: OutcomeRow) -> str:
 
 
 def _table(task: str, rows: list[OutcomeRow], portfolio: Portfolio, like: TaskTable | None) -> TaskTable:
-    names = _by_mean_cost(task, rows, portfolio) if like is None else like.tiers
-    kinds = tuple(_kind(rows, name) for name in names[:-1]) if like is None else like.kinds
-    cost = _costs(rows, names, portfolio)
-    mean_cost = np.nanmean(cost if like is None else np.vstack([cost, like.cost]), axis=0)
+    if like is None:
+        names, cost = _by_mean_cost(task, rows, portfolio)
+        kinds = tuple(_kind(rows, name) for name in names[:-1])
+        mean_cost = np.nanmean(cost, axis=0)
+    else:
+        names, cost, kinds = like.tiers, _costs(rows, like.tiers, portfolio), like.kinds
+        mean_cost = np.nanmean(np.vstack([cost, like.cost]), axis=0)
     quality = np.array([[_quality(row, name) for name in names] for row in rows])
     scores = [[_score(row, name, kind) for name, kind in zip(names, kinds, strict=False)] for row in rows]
     failed = [[_failed(row, name) for name in names[:-1]] for row in rows]
@@ -168,11 +171,15 @@ def _table(task: str, rows: list[OutcomeRow], portfolio: Portfolio, like: TaskTa
     )
 
 
-def _by_mean_cost(task: str, rows: list[OutcomeRow], portfolio: Portfolio) -> tuple[str, ...]:
+def _by_mean_cost(
+    task: str, rows: list[OutcomeRow], portfolio: Portfolio
+) -> tuple[tuple[str, ...], NDArray[np.float64]]:
+    """The tiers that were tried, the frontier last, and the (n, K) USD of their calls in that order."""
     tried = {tier for row in rows for tier in row.outcomes}
-    below = [tier for tier in portfolio.below_frontier(task) if tier in tried]
-    mean_cost = np.nanmean(_costs(rows, below, portfolio), axis=0)
-    return (*(below[i] for i in np.argsort(mean_cost, kind="stable")), portfolio.frontier)
+    names = [*(tier for tier in portfolio.below_frontier(task) if tier in tried), portfolio.frontier]
+    cost = _costs(rows, names, portfolio)
+    order = [*np.argsort(np.nanmean(cost[:, :-1], axis=0), kind="stable"), len(names) - 1]
+    return tuple(names[i] for i in order), cost[:, order]
 
 
 def _costs(rows: list[OutcomeRow], names: Sequence[str], portfolio: Portfolio) -> NDArray[np.float64]:

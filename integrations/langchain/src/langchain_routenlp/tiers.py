@@ -58,11 +58,11 @@ class LangChainTier:
                 )
             options = {**model.kwargs, **options}
             model = model.bound
-        if isinstance(model, BaseChatModel) and model.callbacks:
-            raise PortfolioError(
-                f"tiers: {name} has callbacks, but a tier opens no run they could hear of: give them to the router"
-            )
         if isinstance(model, BaseChatModel):
+            if model.callbacks:
+                raise PortfolioError(
+                    f"tiers: {name} has callbacks, but a tier opens no run they could hear of: give them to the router"
+                )
             return cls(model, options)
         if isinstance(model, Runnable) or not callable(tier):
             raise PortfolioError(
