@@ -25,11 +25,12 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.neighbors import NearestNeighbors
 
 from routenlp_plugins import Call, Completion, LlamaCppTier, Portfolio, Query, Reference, TextClassifierTier, collect
-from routenlp_plugins.cascade.certificate import certify
-from routenlp_plugins.cascade.search import Candidate, candidate_path, climb, violations
-from routenlp_plugins.evaluate.metrics import rouge_l
+from routenlp_plugins.cascade.certificate import Stream, certify
+from routenlp_plugins.cascade.risks import Violation
+from routenlp_plugins.cascade.search import Candidate, task_paths
+from routenlp_plugins.comparing import rouge_l
 from routenlp_plugins.evaluate.outcomes import read_outcomes
-from routenlp_plugins.evaluate.table import TaskTable, split, task_tables
+from routenlp_plugins.evaluate.table import Split, TaskTable, split, task_tables
 from routenlp_plugins.testing import count_tokens
 
 HERE = Path(__file__).parent
@@ -94,9 +95,9 @@ def tables(task: str, folder: Path, portfolio: Portfolio) -> tuple[TaskTable, Ta
 def recorded_folds(name: str, folder: Path) -> dict[str, tuple[TaskTable, TaskTable]]:
     """Two fifths of the rows to order with, the rest as the population."""
     portfolio = Portfolio.from_yaml(folder / "outcomes" / f"{name}.portfolio.yaml")
-    first, rest = split(read_outcomes(folder / "outcomes" / f"{name}.jsonl.gz"), 0.4, seed=0)
-    ordering = task_tables(first, portfolio)
-    population = task_tables(rest, portfolio, ordering)
+    parts = split(read_outcomes(folder / "outcomes" / f"{name}.jsonl.gz"), Split(0.4, 0.0), seed=0)
+    ordering = task_tables(parts["ordering"], portfolio)
+    population = task_tables(parts["certification"], portfolio, ordering)
     return {task: (table, population[task]) for task, table in ordering.items()}
 
 
@@ -186,33 +187,35 @@ class ReferenceFrontier:
 
 def monte_carlo(folds: Mapping[str, tuple[TaskTable, TaskTable]]) -> dict[str, Any]:
     """Certify on every draw; delta is shared by the tasks given."""
-    paths = {task: candidate_path(ordering, ALPHA) for task, (ordering, _) in folds.items()}
+    risk = Violation(ALPHA)
+    paths = {task: task_paths(ordering, risk) for task, (ordering, _) in folds.items()}
     rng = np.random.default_rng(1)
     draws: dict[str, list[Candidate | None]] = {task: [] for task in folds}
     for _ in range(DRAWS):
-        samples = {
-            t: population.take(rng.integers(len(population), size=SAMPLE)) for t, (_, population) in folds.items()
-        }
-        chosen, _ = certify(paths, samples, ALPHA, DELTA)
+        streams = [(Stream({t: drawn(population, rng)}), paths[t]) for t, (_, population) in folds.items()]
+        chosen, _ = certify(risk, streams, DELTA)
         for task in folds:
             draws[task].append(chosen.get(task))
-    tasks = {task: summary(folds[task][1], draws[task], len(paths[task])) for task in folds}
+    tasks = {task: summary(folds[task][1], draws[task], sum(map(len, paths[task]))) for task in folds}
     exceeded = np.any([tasks[task].pop("exceeds") for task in folds], axis=0)
     return {"tasks": tasks, "exceeding": int(exceeded.sum()), "p_value": p_value(int(exceeded.sum()))}
 
 
+def drawn(population: TaskTable, rng: np.random.Generator) -> TaskTable:
+    """A certification sample, each row a unit of its own: a row drawn twice is two queries."""
+    sample = population.take(rng.integers(len(population), size=SAMPLE))
+    return replace(sample, units=np.array([f"{unit}#{i}" for i, unit in enumerate(sample.units)]))
+
+
 def summary(population: TaskTable, chosen: Sequence[Candidate | None], candidates: int) -> dict[str, Any]:
     """Exact risk, cost and quality on the population of every certified policy."""
-    always = population.cost[:, -1].mean()
+    stream = Stream({population.task: population})
     risk, cost, quality = np.zeros(DRAWS), np.ones(DRAWS), np.ones(DRAWS)
     for i, candidate in enumerate(chosen):
         if candidate is not None:
-            answered, spent = climb(population, candidate.rungs)
-            risk[i] = violations(population, answered).mean()
-            cost[i] = spent.mean() / always
-            quality[i] = (
-                population.quality[np.arange(len(population)), answered].mean() / population.quality[:, -1].mean()
-            )
+            rows = stream.under({population.task: candidate})
+            risk[i], cost[i] = rows.violation.mean(), rows.cost_ratio
+            quality[i] = rows.quality.mean() / rows.reference.mean()
     exceeds = risk > ALPHA
     return {
         "population": len(population),

@@ -11,7 +11,7 @@ import numpy as np
 
 from routenlp_plugins import Completion, Policy, Portfolio, Query, Release, Task, Tier
 from routenlp_plugins.evaluate.outcomes import Outcome, OutcomeRow
-from routenlp_plugins.types import Rung
+from routenlp_plugins.types import Confidence, Rung
 
 ROOT = Path(__file__).parent.parent
 SMALL, MIDDLE, FRONTIER = "small", "middle", "frontier"
@@ -25,6 +25,11 @@ def portfolio(*tasks: Task) -> Portfolio:
 
 def policy(*rungs: Rung, task: str = "t") -> Policy:
     return Policy(FRONTIER, {task: rungs})
+
+
+def gated(tier: str, threshold: float, kind: str = "confidence") -> Rung:
+    """A rung that looks at one kind of evidence of its own answer."""
+    return Rung(tier, threshold, (Confidence.plain(tier, kind),))
 
 
 def release(*rungs: Rung, task: str = "t") -> Release:

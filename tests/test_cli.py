@@ -75,7 +75,7 @@ def test_json_goes_to_a_file_where_one_is_named(files):
 
 def test_the_policy_is_shown(files):
     said = " ".join(fit(files).stdout.split())
-    assert "t: small if its confidence reaches 0." in said
+    assert "t: small if the confidence in its answer reaches 0." in said
     assert "then frontier Certified for t" in said
 
 

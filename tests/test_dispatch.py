@@ -5,13 +5,12 @@ import threading
 import time
 
 import pytest
-from helpers import FRONTIER, MIDDLE, SMALL, release, ticks_during
+from helpers import FRONTIER, MIDDLE, SMALL, gated, release, ticks_during
 
 from routenlp_plugins import Call, Completion, Dispatcher, PortfolioError, Query, TierError
 from routenlp_plugins.testing import ScriptedTier
-from routenlp_plugins.types import Rung
 
-GATED = release(Rung(SMALL, 0.5, "confidence"))
+GATED = release(gated(SMALL, 0.5, "confidence"))
 
 
 def tiers(small=None):
@@ -20,7 +19,8 @@ def tiers(small=None):
 
 
 def facts(answer):
-    return answer.text, answer.tier, [(a.tier, a.accepted, a.score) for a in answer.trace.attempts], answer.trace.reason
+    attempts = [(a.tier, a.accepted, a.confidence) for a in answer.trace.attempts]
+    return answer.text, answer.tier, attempts, answer.trace.reason
 
 
 @pytest.mark.parametrize("text", ["easy", "hard", "unknown"])

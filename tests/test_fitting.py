@@ -1,16 +1,28 @@
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from helpers import FRONTIER, SMALL, portfolio, row, rows
+from helpers import FRONTIER, MIDDLE, SMALL, portfolio, row, rows
 
-from routenlp_plugins import Completion, DataError, Policy, Query, Release, RiskNotControlledError, fit, replay
-from routenlp_plugins.cascade.search import climb
-from routenlp_plugins.evaluate.outcomes import Outcome, OutcomeRow, outcome_line
-from routenlp_plugins.evaluate.table import split, task_tables
+from routenlp_plugins import (
+    Completion,
+    DataError,
+    Dispatcher,
+    FitOptions,
+    Policy,
+    Query,
+    Release,
+    RiskNotControlledError,
+    Task,
+    fit,
+    replay,
+)
+from routenlp_plugins.cascade.ladders import climb
+from routenlp_plugins.evaluate.outcomes import Outcome, OutcomeRow
+from routenlp_plugins.evaluate.table import Split, split, task_tables
+from routenlp_plugins.testing import ScriptedTier
 from routenlp_plugins.types import Rung
 
 
@@ -20,9 +32,10 @@ def hopeless(n: int):
 
 def test_a_fitted_release_is_cheaper_and_within_alpha_on_fresh_queries():
     release = fit(rows(2000), portfolio(), alpha=0.1)
-    (task,) = release.certificate.tasks
-    assert task.status == "certified"
-    assert task.upper_bound <= 0.1
+    (proof,) = release.certificate.proofs
+    assert proof.status == "certified"
+    assert proof.estimate < proof.bound <= 0.1
+    assert proof.cost_interval[0] < proof.cost_ratio < proof.cost_interval[1]
     result = replay(rows(4000, seed=1), release)
     assert result.cost_ratio < 0.6
     assert result.violation_rate < 0.12
@@ -41,7 +54,7 @@ def test_a_stricter_alpha_is_never_cheaper():
 
 
 def test_nothing_certified_keeps_the_frontier_and_says_what_would_help():
-    with pytest.raises(RiskNotControlledError, match=r"no task can leave the frontier at alpha=0.1") as caught:
+    with pytest.raises(RiskNotControlledError, match=r"no task can leave the frontier at violation 0.1") as caught:
         fit(hopeless(300), portfolio(), alpha=0.1)
     release = caught.value.release
     assert release.certificate.status == "frontier only"
@@ -51,7 +64,7 @@ def test_nothing_certified_keeps_the_frontier_and_says_what_would_help():
 
 def test_a_task_too_small_to_pass_is_told_how_many_rows_would_do():
     good = [row(f"q{i}", small=(1.0, 0.9), frontier=(1.0, None)) for i in range(40)]
-    with pytest.raises(RiskNotControlledError, match="even without a violation 45 are needed"):
+    with pytest.raises(RiskNotControlledError, match="even a policy without a single bad answer needs 45 to show"):
         fit(good, portfolio(), alpha=0.05)
 
 
@@ -59,12 +72,12 @@ def test_delta_is_shared_by_the_tasks_that_can_leave_the_frontier():
     good = [row(f"{t}{i}", t, small=(1.0, 0.9), frontier=(1.0, None)) for t in "abc" for i in range(300)]
     tiny = [row(f"d{i}", "d", small=(1.0, 0.9), frontier=(1.0, None)) for i in range(30)]
     certificate = fit(good + tiny + [row("e", "e", frontier=(1.0, None))], portfolio(), alpha=0.05).certificate
-    shares = {task.task: task.delta for task in certificate.tasks if task.status == "certified"}
+    shares = {proof.tasks[0]: proof.delta for proof in certificate.proofs if proof.status == "certified"}
     assert shares == pytest.approx(dict.fromkeys("abc", 0.1 / 3))
     assert certificate.certified == ("a", "b", "c")
-    assert {task.task: task.status for task in certificate.tasks if task.task in "de"} == {
-        "d": "frontier",
-        "e": "frontier",
+    assert {proof.tasks: proof.status for proof in certificate.proofs if proof.tasks[0] in "de"} == {
+        ("d",): "frontier",
+        ("e",): "frontier",
     }
 
 
@@ -104,14 +117,6 @@ def test_rows_that_repeat_an_id_are_refused():
         fit([*rows(2), rows(1)[0]], portfolio(), alpha=0.1)
 
 
-def test_rows_of_unequal_propensity_are_refused_and_not_ignored(tmp_path):
-    file = tmp_path / "o.jsonl"
-    data = json.loads(outcome_line(rows(1)[0])) | {"propensity": 0.2}
-    file.write_text(json.dumps(data) + "\n")
-    with pytest.raises(DataError, match=r"o\.jsonl:1: propensity 0.2"):
-        fit(file, portfolio(), alpha=0.1)
-
-
 def test_replay_needs_the_outcomes_of_the_tiers_the_release_calls():
     release = Release(portfolio(), fit(rows(500), portfolio(), alpha=0.2).policy)
     with pytest.raises(DataError, match=r"row x: no outcome of tier '\w+', which the release calls"):
@@ -136,20 +141,21 @@ def test_real_outcomes_are_fitted_and_replayed(data_folder):
 
 def test_only_rows_held_out_from_the_ordering_certify():
     members = rows(600)
-    ordering, certification = split(members, 0.4, seed=3)
+    parts = split(members, Split(), seed=3)
     certificate = fit(members, portfolio(), alpha=0.1, seed=3).certificate
-    assert (certificate.seed, certificate.ordering_share) == (3, 0.4)
-    assert certificate.tasks[0].n == len(certification) == 600 - len(ordering)
+    assert (certificate.seed, certificate.ordering, certificate.reporting) == (3, 0.4, 0.1)
+    assert certificate.proofs[0].n == len(parts["certification"])
+    assert sum(map(len, parts.values())) == 600
 
 
 def test_each_group_certifies_with_one_row_and_the_claim_says_so():
     members = [
         row(f"{g}-{i}", group=str(g), small=(1.0, 0.9), frontier=(1.0, None)) for g in range(300) for i in range(3)
     ]
-    _, certification = split(members, 0.4, seed=0)
+    certification = split(members, Split(), seed=0)["certification"]
     certificate = fit(members, portfolio(), alpha=0.05).certificate
-    assert certificate.tasks[0].n == len({member.group for member in certification})
-    assert "for a query drawn from a random group" in certificate.claim
+    assert certificate.proofs[0].n == len({member.group for member in certification})
+    assert "of a query drawn from a random group" in certificate.claim
     assert "group" not in fit(rows(500), portfolio(), alpha=0.1).certificate.claim
 
 
@@ -165,7 +171,7 @@ def test_the_row_of_a_group_is_drawn():
 
 def test_what_the_certification_rows_cost_does_not_change_the_ladder():
     members = rows(600)
-    held_out = {member.query.id for member in split(members, 0.4, seed=0)[1]}
+    held_out = {member.query.id for member in split(members, Split(), seed=0)["certification"]}
 
     def dear(member):
         small = replace(member.outcomes[SMALL].completion, cost_usd=1.0)
@@ -181,7 +187,7 @@ def test_paths_and_rows_are_not_mixed(tmp_path):
 
 
 def test_an_alpha_too_small_for_any_data_is_refused_as_any_other():
-    with pytest.raises(RiskNotControlledError, match="certification rows; even without a violation"):
+    with pytest.raises(RiskNotControlledError, match="certification rows; even a policy without a single bad answer"):
         fit(rows(100), portfolio(), alpha=1e-17)
 
 
@@ -203,3 +209,127 @@ def test_a_task_without_evidence_is_told_what_is_missing():
     mute = [row(f"q{i}", small=(float(i % 2), None), frontier=(1.0, None)) for i in range(300)]
     with pytest.raises(RiskNotControlledError, match="small came without confidence or log-probabilities"):
         fit(mute, portfolio(), alpha=0.05)
+
+
+def test_retention_is_kept_on_fresh_queries():
+    release = fit(rows(3000), portfolio(), retention=0.95)
+    (proof,) = release.certificate.proofs
+    assert (proof.status, release.certificate.risk) == ("certified", "retention")
+    assert proof.estimate > proof.bound >= 0.95
+    assert "E[quality of the routed answers] >= 0.95 E[quality of the frontier's answers]" in release.certificate.claim
+    result = replay(rows(6000, seed=1), release)
+    assert result.quality_ratio > 0.94
+    assert result.cost_ratio < 0.5
+
+
+def test_graded_quality_needs_no_floor_for_retention():
+    rng = np.random.default_rng(0)
+    members = [
+        row(f"q{i}", small=(float(s), float(s)), frontier=(0.9, None)) for i, s in enumerate(rng.beta(5, 1.2, 2000))
+    ]
+    release = fit(members, portfolio(), retention=0.95)
+    result = replay(members, release)
+    assert result.quality_ratio > 0.95
+    assert result.violation_rate is None
+    with pytest.raises(DataError, match="quality is graded"):
+        fit(members, portfolio(), alpha=0.05)
+
+
+def test_alpha_can_bound_the_risk_of_the_accepted_answers():
+    release = fit(rows(3000), portfolio(), alpha=0.1, options=FitOptions(selective=True))
+    result = replay(rows(6000, seed=1), release)
+    assert result.violation_rate / (1 - result.tier_share[FRONTIER]) < 0.12
+    assert "given that the answer was accepted" in release.certificate.claim
+
+
+@pytest.mark.parametrize("settings", [{}, {"alpha": 0.1, "retention": 0.9}])
+def test_one_promise_is_needed(settings):
+    with pytest.raises(DataError, match="give alpha or retention, one of them"):
+        fit(rows(10), portfolio(), **settings)
+
+
+def test_tasks_can_be_pooled_into_one_promise():
+    members = [*rows(300, 0, "a"), *rows(300, 1, "b"), *(row(f"c{i}", "c", frontier=(1.0, None)) for i in range(100))]
+    pooled = fit(members, portfolio(), retention=0.95, options=FitOptions(pooled=True)).certificate
+    (proof,) = pooled.proofs
+    assert (proof.tasks, proof.status) == (("a", "b", "c"), "certified")
+    assert "over all tasks pooled" in pooled.claim
+    result = replay(members, fit(members, portfolio(), retention=0.95, options=FitOptions(pooled=True)))
+    assert result.cost_ratio < 1
+
+
+def test_rows_of_unequal_propensity_are_weighted():
+    """Bad answers were labelled four times as often; without weights the risk would look far too large."""
+    rng = np.random.default_rng(0)
+    kept = []
+    for member in rows(8000):
+        propensity = 1.0 if member.outcomes[SMALL].quality == 0 else 0.25
+        if rng.random() < propensity:
+            kept.append(replace(member, propensity=propensity))
+    release = fit(kept, portfolio(), alpha=0.1)
+    assert release.certificate.method.startswith("betting tests")
+    fresh = replay(rows(8000, seed=1), release)
+    assert 0.04 < fresh.violation_rate < 0.1
+    assert fresh.cost_ratio < 0.5
+    plain = fit([replace(member, propensity=None) for member in kept], portfolio(), alpha=0.1)
+    assert replay(rows(8000, seed=1), plain).cost_ratio > fresh.cost_ratio
+
+
+def test_a_comparator_of_one_s_own_is_used_and_missed():
+    def outcome(text: str, quality: float, cost: float) -> Outcome:
+        return Outcome(quality, Completion(text, cost_usd=cost))
+
+    rng = np.random.default_rng(0)
+    members = []
+    for i in range(800):
+        right = rng.random(2) < 0.8
+        texts = [f"{'right' if ok else f'wrong {k}'} {i}" for ok, k in zip(right, rng.integers(9, size=2), strict=True)]
+        outcomes = {
+            SMALL: outcome(f"{texts[0]} a", float(right[0]), 1.0),
+            MIDDLE: outcome(f"{texts[1]} b", float(right[1]), 1.0),
+            FRONTIER: outcome("right", 1.0, 20.0),
+        }
+        members.append(OutcomeRow(Query("x", "t", f"q{i}"), outcomes))
+    own = {"but_the_last": lambda a, b: float(a[:-1] == b[:-1])}
+    used = portfolio(Task("t", comparator="but_the_last"))
+    with pytest.raises(DataError, match="comparator 'but_the_last' is unknown"):
+        fit(members, used, alpha=0.05)
+    release = fit(members, used, alpha=0.05, options=FitOptions(comparators=own))
+    assert replay(members, release, own).cost_ratio < 0.8
+    with pytest.raises(DataError, match="comparator 'but_the_last' is unknown"):
+        Dispatcher(release, {name: ScriptedTier(default="x") for name in (SMALL, MIDDLE, FRONTIER)})
+
+
+def test_models_and_prompts_of_the_outcomes_are_certified():
+    def told(member, **facts):
+        done = {t: replace(o, completion=replace(o.completion, **facts)) for t, o in member.outcomes.items()}
+        return replace(member, outcomes=done)
+
+    members = [told(member, model=f"m{i % 2}", prompt="p") for i, member in enumerate(rows(1000))]
+    policy = fit(members, portfolio(), alpha=0.1).policy
+    assert policy.prompts == {"t": ("p",)}
+    assert set(policy.models.values()) == {("m0", "m1")}
+    assert fit([*members[:-1], told(members[-1], model=None, prompt=None)], portfolio(), alpha=0.1).policy.models == {}
+    many = [told(member, prompt=str(i)) for i, member in enumerate(members)]
+    assert fit(many, portfolio(), alpha=0.1).policy.prompts == {}
+
+
+def test_few_labels_are_told_from_hopeless_ones():
+    almost = [row(f"q{i}", small=(float(i % 28 > 0), None), frontier=(1.0, None)) for i in range(150)]
+    with pytest.raises(RiskNotControlledError, match=r"about \d+ certification rows would do, \d+ outcomes in all"):
+        fit(almost, portfolio(), alpha=0.05)
+    bad = [row(f"q{i}", small=(float(i % 18 > 0), None), frontier=(1.0, None)) for i in range(6000)]
+    with pytest.raises(RiskNotControlledError, match="more outcomes would not help"):
+        fit(bad, portfolio(), alpha=0.05)
+
+
+def test_a_frontier_that_is_always_wrong_has_nothing_to_retain():
+    wrong = [row(f"q{i}", small=(0.0, i / 300), frontier=(0.0, None)) for i in range(300)]
+    with pytest.raises(RiskNotControlledError):
+        fit(wrong, portfolio(), retention=0.9)
+
+
+@pytest.mark.parametrize(("ordering", "reporting"), [(0, 0.1), (0.9, 0.1), (0.5, -0.1), (0.4, 1.0)])
+def test_a_split_that_leaves_nothing_to_certify_with_is_an_error(ordering, reporting):
+    with pytest.raises(DataError, match="split: ordering and reporting must be shares"):
+        Split(ordering, reporting)

@@ -1,15 +1,13 @@
 from __future__ import annotations
 
-from math import exp, log
-
 import pytest
-from helpers import FRONTIER, MIDDLE, SMALL, policy
+from helpers import FRONTIER, MIDDLE, SMALL, gated, policy
 from hypothesis import given
 from hypothesis import strategies as st
 
-from routenlp_plugins import Call, Completion, Policy, Query, TierError
-from routenlp_plugins.flow import drive, route, score
-from routenlp_plugins.types import Rung
+from routenlp_plugins import Call, Completion, DataError, Policy, PortfolioError, Query, TierError
+from routenlp_plugins.flow import drive, route
+from routenlp_plugins.types import Confidence, Rung, Term
 
 
 def answer_with(**confidences: float | Exception | None):
@@ -22,12 +20,12 @@ def answer_with(**confidences: float | Exception | None):
     return call
 
 
-LADDER = policy(Rung(SMALL, 0.8, "confidence"), Rung(MIDDLE, 0.6, "confidence"))
+LADDER = policy(gated(SMALL, 0.8, "confidence"), gated(MIDDLE, 0.6, "confidence"))
 
 
 @pytest.mark.parametrize(
     ("small", "middle", "tier", "cost"),
-    [(0.8, 0.0, SMALL, 1.0), (0.79, 0.6, MIDDLE, 2.0), (0.0, 0.59, FRONTIER, 3.0), (None, 0.9, MIDDLE, 2.0)],
+    [(0.81, 0.0, SMALL, 1.0), (0.79, 0.61, MIDDLE, 2.0), (0.0, 0.59, FRONTIER, 3.0), (None, 0.9, MIDDLE, 2.0)],
 )
 def test_the_first_answer_that_reaches_its_threshold_is_returned(small, middle, tier, cost):
     answer = drive(route(LADDER, Query("x", "t")), answer_with(small=small, middle=middle, frontier=None))
@@ -79,20 +77,6 @@ def test_a_query_without_task_takes_the_only_task():
     assert (answer.tier, answer.trace.task) == (SMALL, "t")
 
 
-def test_scores_of_a_completion():
-    logprobs = (log(0.5), log(0.9))
-    completion = Completion("x", confidence=0.3, token_logprobs=logprobs)
-    assert score(completion, "confidence") == 0.3
-    assert score(completion, "token_probability") == pytest.approx(0.7)
-    assert score(completion, "mean_logprob") == pytest.approx(exp((log(0.5) + log(0.9)) / 2))
-    assert score(Completion("x", mean_logprob=log(0.4)), "mean_logprob") == pytest.approx(0.4)
-
-
-@pytest.mark.parametrize("kind", ["confidence", "token_probability", "mean_logprob"])
-def test_missing_evidence_is_none(kind):
-    assert score(Completion("x", token_logprobs=()), kind) is None
-
-
 def test_a_trace_of_unknown_cost_has_no_cost():
     answer = drive(route(policy(Rung(SMALL)), Query("x", "t")), lambda call: Completion("x"))
     assert answer.trace.cost_usd is None
@@ -106,7 +90,101 @@ def test_raising_thresholds_never_returns_a_cheaper_answer(scores, thresholds):
 
     def tier(extra: float) -> int:
         low, high = (min(threshold + extra, 1) for threshold in thresholds)
-        rungs = (Rung(SMALL, low, "confidence"), Rung(MIDDLE, high, "confidence"))
+        rungs = (gated(SMALL, low), gated(MIDDLE, high))
         return order.index(drive(route(policy(*rungs), Query("x", "t")), call).tier)
 
     assert tier(0.1) >= tier(0.0)
+
+
+TOGETHER = (
+    Rung(SMALL, 1.0),
+    Rung(
+        MIDDLE,
+        0.5,
+        (
+            Confidence(SMALL, (Term(1.0, SMALL, "confidence"), Term(2.0, SMALL, None, MIDDLE))),
+            Confidence(MIDDLE, (Term(1.0, MIDDLE, "confidence"), Term(2.0, MIDDLE, None, SMALL))),
+        ),
+    ),
+)
+
+
+def saying(small: str, middle: str, confidence: tuple[float, float]):
+    texts, given_ = {SMALL: small, MIDDLE: middle, FRONTIER: "x"}, dict(zip((SMALL, MIDDLE), confidence, strict=True))
+    return lambda call: Completion(texts[call.tier], confidence=given_.get(call.tier), cost_usd=1.0)
+
+
+@pytest.mark.parametrize(
+    ("small", "middle", "confidence", "tier"),
+    [
+        ("Yes.", "yes", (0.7, 0.6), SMALL),
+        ("Yes.", "yes", (0.6, 0.7), MIDDLE),
+        ("yes", "no", (0.7, 0.6), FRONTIER),
+        ("yes", "no", (0.2, 0.95), MIDDLE),
+        ("yes", "", (0.99, 0.99), FRONTIER),
+    ],
+)
+def test_the_best_answer_so_far_is_returned_and_agreement_counts(small, middle, confidence, tier):
+    answer = drive(route(policy(*TOGETHER), Query("x", "t")), saying(small, middle, confidence))
+    assert answer.tier == tier == answer.trace.as_dict()["tier"]
+    assert [attempt.tier for attempt in answer.trace.attempts if attempt.accepted] == [tier]
+    assert answer.trace.cost_usd == (3.0 if tier == FRONTIER else 2.0)
+
+
+def test_the_comparator_is_the_one_of_the_task():
+    numbers = Policy(FRONTIER, {"t": TOGETHER}, comparators={"t": "number"})
+    call = saying("It is 7.", "so 7.0", (0.6, 0.6))
+    assert drive(route(numbers, Query("x", "t")), call).tier == SMALL
+    assert drive(route(policy(*TOGETHER), Query("x", "t")), call).tier == FRONTIER
+    own = Policy(FRONTIER, {"t": TOGETHER}, comparators={"t": "mine"})
+    assert drive(route(own, Query("x", "t"), {"mine": lambda a, b: 1.0}), saying("a", "b", (0.6, 0.6))).tier == SMALL
+    with pytest.raises(DataError, match="comparator 'mine' is unknown; known: label, text, number"):
+        drive(route(own, Query("x", "t")), call)
+
+
+def test_an_answer_of_another_model_than_the_certified_one_is_never_returned():
+    used = Policy(FRONTIER, {"t": (Rung(SMALL),)}, models={SMALL: ("m-1",)})
+    for model, tier in (("m-1", SMALL), ("m-2", FRONTIER), (None, FRONTIER)):
+        answer = drive(route(used, Query("x", "t")), lambda call, model=model: Completion("x", model=model))
+        assert answer.tier == tier
+    assert answer.trace.reason == "frontier: the certificate is void: small answered as None, certified was m-1"
+
+
+def test_an_answer_to_another_prompt_than_the_certified_one_is_never_returned():
+    used = Policy(FRONTIER, {"t": (Rung(SMALL),)}, prompts={"t": ("abc",)})
+    for prompt, tier in (("abc", SMALL), (None, SMALL), ("def", FRONTIER)):
+        answer = drive(route(used, Query("x", "t")), lambda call, prompt=prompt: Completion("x", prompt=prompt))
+        assert answer.tier == tier
+    assert "the prompt of task 't' is not the one it was certified with" in answer.trace.reason
+
+
+def test_a_void_policy_answers_from_the_frontier_and_says_why():
+    void = Policy(FRONTIER, {"t": (Rung(SMALL),)}, void="moved")
+    answer = drive(route(void, Query("x", "t")), answer_with(frontier=None))
+    assert (answer.tier, answer.trace.reason) == (FRONTIER, "frontier: the certificate is void: moved")
+
+
+def test_missing_evidence_is_named():
+    answer = drive(route(LADDER, Query("x", "t")), answer_with(small=None, middle=0.1, frontier=None))
+    assert answer.trace.reason == (
+        "frontier: no cheaper answer was accepted; small came without the evidence its confidence needs"
+    )
+
+
+@pytest.mark.parametrize(
+    ("rungs", "message"),
+    [
+        ((Rung(SMALL), Rung(SMALL)), "tier 'small' is called twice"),
+        ((Rung(FRONTIER),), "tier 'frontier' is called twice"),
+        ((Rung(SMALL, 0.5, (Confidence.plain(MIDDLE),)),), "rung 'small' looks at middle before it is called"),
+    ],
+)
+def test_a_ladder_that_cannot_be_climbed_is_an_error(rungs, message):
+    with pytest.raises(PortfolioError, match=message):
+        policy(*rungs)
+
+
+@pytest.mark.parametrize("threshold", [0.5, float("nan"), True, 2])
+def test_a_threshold_without_meaning_is_an_error(threshold):
+    with pytest.raises(PortfolioError, match="rung 'small'"):
+        Rung(SMALL, threshold)

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from helpers import ROOT, portfolio, rows
 from scipy.stats import binomtest
 
-from routenlp_plugins import RiskNotControlledError, fit
+from routenlp_plugins import FitOptions, RiskNotControlledError, Split, fit
 from routenlp_plugins.cascade.bounds import binomial_p_value, fixed_sequence
-from routenlp_plugins.cascade.certificate import certify
-from routenlp_plugins.cascade.search import candidate_path, climb, violations
+from routenlp_plugins.cascade.certificate import Stream, certify
+from routenlp_plugins.cascade.ladders import climb
+from routenlp_plugins.cascade.risks import Answered, Retention, Risk, SelectiveViolation, Violation
+from routenlp_plugins.cascade.search import task_paths
 from routenlp_plugins.evaluate.table import task_tables
 
 ALPHA, DELTA = 0.1, 0.1
+VIOLATION, SELECTIVE, RETENTION = Violation(ALPHA), SelectiveViolation(ALPHA), Retention(0.95)
 
 
 def exceeding_share_is_at_most_delta(exceeding: int, draws: int) -> bool:
@@ -43,30 +47,36 @@ def test_a_sequence_that_crosses_alpha_is_stopped_in_time():
     assert reached > 0
 
 
-def monte_carlo(draws: int, n: int, tasks: int) -> tuple[int, int, float]:
-    """Draws in which any task's certified policy exceeds alpha, draws without any certified task, mean cost ratio."""
+def drawn(table, rng, n: int):
+    """n rows with replacement, each a unit of its own: a row drawn twice is two queries."""
+    sample = table.take(rng.integers(len(table), size=n))
+    return replace(sample, units=np.array([f"{unit}#{i}" for i, unit in enumerate(sample.units)]))
+
+
+def monte_carlo(risk: Risk, draws: int, n: int, tasks: int) -> tuple[int, int, float]:
+    """Draws in which any task's certified policy breaks the promise, those without any certified task, mean cost."""
     names = [f"t{i}" for i in range(tasks)]
     ordering = [r for i, name in enumerate(names) for r in rows(300, seed=i, task=name)]
     population = [r for i, name in enumerate(names) for r in rows(6000, seed=100 + i, task=name)]
     tables = task_tables(ordering, portfolio())
-    paths = {task: candidate_path(table, ALPHA) for task, table in tables.items()}
+    paths = {task: task_paths(table, risk) for task, table in tables.items()}
     folds = task_tables(population, portfolio(), like=tables)
     rng = np.random.default_rng(7)
     exceeding = refused = 0
     costs = []
     for _ in range(draws):
-        samples = {task: table.take(rng.integers(len(table), size=n)) for task, table in folds.items()}
-        chosen, _ = certify(paths, samples, ALPHA, DELTA)
-        climbs = {task: climb(folds[task], candidate.rungs) for task, candidate in chosen.items()}
-        exceeding += any(violations(folds[task], answered).mean() > ALPHA for task, (answered, _) in climbs.items())
+        streams = [(Stream({task: drawn(table, rng, n)}), paths[task]) for task, table in folds.items()]
+        chosen, _ = certify(risk, streams, DELTA)
+        on_all = [Stream({task: folds[task]}).under({task: candidate}) for task, candidate in chosen.items()]
+        exceeding += any(risk.excess(policy).mean() > 0 for policy in on_all)
         refused += not chosen
-        costs += [cost.mean() / folds[task].cost[:, -1].mean() for task, (_, cost) in climbs.items()]
+        costs += [policy.cost_ratio for policy in on_all]
     return exceeding, refused, float(np.mean(costs))
 
 
-@pytest.mark.parametrize(("n", "tasks"), [(300, 1), (300, 3)])
-def test_the_certificate_holds_over_draws(n, tasks):
-    exceeding, refused, cost = monte_carlo(200, n, tasks)
+@pytest.mark.parametrize(("risk", "n", "tasks"), [(VIOLATION, 300, 1), (VIOLATION, 300, 3), (RETENTION, 1000, 1)])
+def test_the_certificate_holds_over_draws(risk, n, tasks):
+    exceeding, refused, cost = monte_carlo(risk, 200, n, tasks)
     assert exceeding_share_is_at_most_delta(exceeding, 200)
     assert refused < 20
     assert cost < 0.7
@@ -87,13 +97,12 @@ def risk_of_fits(draws: int, n: int, ordering_share: float) -> tuple[int, int]:
                 alpha=ALPHA,
                 delta=DELTA,
                 seed=int(rng.integers(2**31)),
-                ordering_share=ordering_share,
+                options=FitOptions(split=Split(ordering=ordering_share, reporting=0.0)),
             )
         except RiskNotControlledError:
             continue
         certified += 1
-        answered, _ = climb(folds, ladder.policy.ladders["t"])
-        exceeding += bool(violations(folds, answered).mean() > ALPHA)
+        exceeding += Answered.of(folds, *climb(folds, ladder.policy.ladders["t"])).violation.mean() > ALPHA
     return exceeding, certified
 
 
@@ -126,10 +135,24 @@ def test_the_certificate_holds_over_many_whole_fits(n, ordering_share, results):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("n", "tasks"), [(100, 1), (300, 1), (1000, 1), (300, 3), (1000, 6)])
-def test_the_certificate_holds_over_many_draws(n, tasks, results):
-    exceeding, refused, cost = monte_carlo(2000, n, tasks)
+@pytest.mark.parametrize(
+    ("risk", "n", "tasks"),
+    [
+        (VIOLATION, 100, 1),
+        (VIOLATION, 300, 1),
+        (VIOLATION, 1000, 1),
+        (VIOLATION, 300, 3),
+        (VIOLATION, 1000, 6),
+        (SELECTIVE, 300, 1),
+        (RETENTION, 300, 1),
+        (RETENTION, 1000, 1),
+        (RETENTION, 1000, 3),
+    ],
+)
+def test_the_certificate_holds_over_many_draws(risk, n, tasks, results):
+    exceeding, refused, cost = monte_carlo(risk, 2000, n, tasks)
     cell = {
+        "risk": risk.kind,
         "n": n,
         "tasks": tasks,
         "draws": 2000,

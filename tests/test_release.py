@@ -6,7 +6,19 @@ from hashlib import sha256
 import pytest
 from helpers import FRONTIER, SMALL, portfolio, rows
 
-from routenlp_plugins import Policy, Portfolio, PortfolioError, Release, ReleaseError, Task, Tier, fit
+from routenlp_plugins import (
+    Dispatcher,
+    Policy,
+    Portfolio,
+    PortfolioError,
+    Query,
+    Release,
+    ReleaseError,
+    Task,
+    Tier,
+    fit,
+)
+from routenlp_plugins.testing import ScriptedTier
 from routenlp_plugins.types import Rung
 
 
@@ -23,9 +35,9 @@ def folder(fitted, tmp_path):
 def test_a_release_survives_saving_and_loading(fitted, folder):
     loaded = Release.load(folder)
     assert loaded == fitted
-    assert loaded.evidence["t"].keys() == {"thresholds", "risk", "cost_usd"}
-    assert (loaded.evidence["t"]["risk"] == fitted.evidence["t"]["risk"]).all()
-    assert loaded.evidence["t"]["thresholds"].shape == (len(fitted.evidence["t"]["risk"]), 2)
+    assert loaded.evidence["t"].keys() == {"excess", "second_moment", "cost_usd"}
+    assert (loaded.evidence["t"]["excess"] == fitted.evidence["t"]["excess"]).all()
+    assert len(loaded.evidence["t"]["excess"]) == fitted.certificate.proofs[0].candidates
 
 
 def test_the_folder_holds_json_and_safetensors_only(folder):
@@ -70,6 +82,9 @@ def test_every_edited_byte_of_the_content_is_noticed(folder):
     assert Release.load(folder)
 
 
+CONFIDENCES = [{"tier": "small", "terms": [{"weight": 1.0, "tier": "small", "kind": "confidence"}]}]
+
+
 def rung(**facts):
     return {"policy": {"frontier": "frontier", "ladders": {"t": [{"tier": "small", **facts}]}}}
 
@@ -85,16 +100,16 @@ def rewrite(folder, **changes):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format_version": 2}, "release.json: format 2 is newer than 1"),
-        ({"format_version": "x"}, "release.json: format_version: expected 1, got 'x'"),
-        ({"policy": {}}, "release.json: not a release of format 1"),
+        ({"format_version": 3}, "release.json: format 3 is newer than 2"),
+        ({"format_version": 1}, "release.json: format_version: expected 2, got 1; fit the release again"),
+        ({"policy": {}}, "release.json: policy: frontier: Field required"),
         ({"policy": {"frontier": "small", "ladders": {}}}, "the policy names 'small', the portfolio 'frontier'"),
         ({"policy": {"frontier": "frontier", "ladders": {"t": [{"tier": "tiny"}]}}}, "tiny is not a tier"),
-        ({"certificate": {"alpha": 0.1}}, "release.json: not a release of format 1"),
-        (rung(threshold="0.5", score="confidence"), "threshold must be a number in"),
-        (rung(threshold=-1, score="confidence"), "threshold must be a number in"),
-        (rung(threshold=0.5, score="bogus"), "score 'bogus' is unknown"),
-        (rung(threshold=0.5, score=None), "a threshold needs a score"),
+        ({"certificate": {"alpha": 0.1}}, "release.json: not a release of format 2"),
+        (rung(threshold="0.5"), r"policy: ladders.t.0.threshold: Input should be a valid number"),
+        (rung(threshold=-1, confidences=CONFIDENCES), "threshold must be a number in"),
+        (rung(threshold=0.5), "a threshold needs a confidence"),
+        (rung(threshold=0.5, confidences=[{"tier": "small"}]), r"confidences.0.terms: Field required"),
     ],
 )
 def test_a_release_of_another_format_is_refused(folder, changes, message):
@@ -106,7 +121,7 @@ def test_a_release_of_another_format_is_refused(folder, changes, message):
 def test_a_newer_manifest_is_refused(folder):
     manifest = json.loads((folder / "manifest.json").read_text()) | {"format_version": 7}
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(ReleaseError, match=r"manifest\.json: format 7 is newer than 1"):
+    with pytest.raises(ReleaseError, match=r"manifest\.json: format 7 is newer than 2"):
         Release.load(folder)
 
 
@@ -115,12 +130,36 @@ def test_a_folder_that_is_no_release_is_named(tmp_path):
         Release.load(tmp_path)
 
 
-def test_a_release_of_another_portfolio_is_refused(folder):
-    other = Portfolio((*portfolio().tiers, Tier("new", 1, 1)), FRONTIER, (Task("t"),))
-    with pytest.raises(ReleaseError, match=r"belongs to another portfolio \(tiers: .*'new'"):
-        Release.load(folder, other)
-    with pytest.raises(ReleaseError, match=r"belongs to another portfolio \(tasks: "):
-        Release.load(folder, portfolio(Task("t", tau=0.5)))
+def test_a_release_of_another_portfolio_answers_from_the_frontier_and_says_why(folder):
+    newer = Portfolio((*portfolio().tiers, Tier("new", 1, 1)), FRONTIER, (Task("t"),))
+    versioned = Portfolio((Tier(SMALL, 1, 1, version="2"), *portfolio().tiers[1:]), FRONTIER, (Task("t"),))
+    moved = Portfolio((*portfolio().tiers, Tier("new", 1, 1)), "new", (Task("t"),))
+    for other, reason in (
+        (newer, r"it speaks of another portfolio (tiers: ['frontier', 'middle', 'small'] in the release, "),
+        (versioned, "'small 2'"),
+        (portfolio(Task("t", tau=0.5)), "it speaks of another portfolio (tasks: "),
+        (moved, "it speaks of another portfolio (frontier: frontier in the release, new in yours)"),
+    ):
+        loaded = Release.load(folder, other)
+        tiers = {name: ScriptedTier(default="x") for name in other.names}
+        answer = Dispatcher(loaded, tiers).run(Query("x", "t"))
+        assert answer.tier == other.frontier
+        assert answer.trace.reason.startswith("frontier: the certificate is void: it speaks of another portfolio")
+        assert reason in answer.trace.reason
+
+
+def test_a_certificate_of_another_policy_is_void(folder):
+    policy = json.loads((folder / "release.json").read_text())["policy"]
+    policy["ladders"]["t"][0]["threshold"] = 0.0
+    rewrite(folder, policy=policy)
+    loaded = Release.load(folder)
+    assert loaded.policy.ladders == {"t": ()}
+    assert loaded.policy.void == "it speaks of another policy than the one in the release"
+
+
+def test_a_void_release_stays_void(fitted, tmp_path):
+    loaded = Release.load(fitted.voided("moved").save(tmp_path / "r"))
+    assert (loaded.policy.void, loaded.policy.ladders) == ("moved", {"t": ()})
 
 
 def test_the_order_of_tasks_does_not_matter(tmp_path):
@@ -130,13 +169,14 @@ def test_the_order_of_tasks_does_not_matter(tmp_path):
 
 def test_a_certificate_with_odd_numbers_is_refused(folder):
     facts = json.loads((folder / "release.json").read_text())["certificate"]
-    (task,) = facts["tasks"]
+    (proof,) = facts["proofs"]
     for changes, message in (
-        ({"alpha": "0.1"}, "certificate: alpha: Input should be a valid number"),
-        ({"alpha": 1.5}, "alpha must be strictly between 0 and 1, got 1.5"),
-        ({"ordering_share": None}, "certificate: ordering_share: Input should be a valid number"),
-        ({"tasks": [task | {"status": []}]}, "certificate: tasks.0.status: "),
-        ({"tasks": [task | {"upper_bound": "x"}]}, "certificate: tasks.0.upper_bound: "),
+        ({"level": "0.1"}, "certificate: level: Input should be a valid number"),
+        ({"level": 1.5}, "alpha must be strictly between 0 and 1, got 1.5"),
+        ({"risk": "luck"}, "risk 'luck' is unknown; known: violation, selective violation, retention"),
+        ({"ordering": None}, "certificate: ordering: Input should be a valid number"),
+        ({"proofs": [proof | {"status": []}]}, "certificate: proofs.0.status: "),
+        ({"proofs": [proof | {"bound": "x"}]}, "certificate: proofs.0.bound: "),
         ({"more": 1}, "certificate: unknown field more"),
     ):
         rewrite(folder, certificate=facts | changes)

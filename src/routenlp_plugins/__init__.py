@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from .errors import RouteNLPError as RouteNLPError
     from .errors import TierError as TierError
     from .evaluate.references import Reference as Reference
+    from .evaluate.table import Split as Split
+    from .fitting import FitOptions as FitOptions
     from .fitting import Replay as Replay
     from .fitting import fit as fit
     from .fitting import replay as replay
@@ -58,7 +60,8 @@ _MODULES = {
         "RouteNLPError",
         "TierError",
     ),
-    "fitting": ("Replay", "fit", "replay"),
+    "evaluate.table": ("Split",),
+    "fitting": ("FitOptions", "Replay", "fit", "replay"),
     "portfolio": ("Portfolio", "Task", "Tier"),
     "release": ("Release",),
     "tiers.llama_cpp": ("LlamaCppTier",),

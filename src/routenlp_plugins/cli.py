@@ -62,16 +62,22 @@ def fit(
     outcomes: OutcomeFiles,
     portfolio: Annotated[Path, typer.Option(help="Portfolio, YAML.")],
     release: Annotated[Path, typer.Option(help="Folder to write; must not exist.")],
+    retention: Annotated[
+        float | None, typer.Option(help="For every task: E[quality routed] >= retention * E[quality of the frontier].")
+    ] = None,
     alpha: Annotated[
-        float, typer.Option(help="For every task: P(answer accepted below the frontier and quality < tau) <= alpha.")
-    ],
+        float | None,
+        typer.Option(help="For every task: P(answer accepted below the frontier and quality < tau) <= alpha."),
+    ] = None,
     delta: Annotated[float, typer.Option(help="The promise holds with probability 1 - delta.")] = 0.1,
     seed: Annotated[int, typer.Option(help="Of the split.")] = 0,
+    pooled: Annotated[bool, typer.Option("--pooled", help="Promise it for all tasks as one stream.")] = False,
     skip_bad_lines: SkipBadLines = False,
     as_json: AsJson = None,
 ) -> None:
     """Find the cheapest policy that can be certified on outcomes, and write it as a release."""
     from .evaluate.outcomes import read_outcomes
+    from .fitting import FitOptions
     from .fitting import fit as fit_release
     from .terminal import show_release
 
@@ -82,7 +88,15 @@ def fit(
         rows = read_outcomes(outcomes, skip_bad_lines=skip_bad_lines, skipped=skipped)
         _show_skipped(skipped)
         try:
-            fitted = fit_release(rows, portfolio, alpha=alpha, delta=delta, seed=seed)
+            fitted = fit_release(
+                rows,
+                portfolio,
+                alpha=alpha,
+                retention=retention,
+                delta=delta,
+                seed=seed,
+                options=FitOptions(pooled=pooled),
+            )
         except RiskNotControlledError as error:
             fitted = error.release
         fitted.save(release)

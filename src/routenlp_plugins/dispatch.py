@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import replace
 
+from .comparing import Comparator, comparator
 from .errors import PortfolioError, TierError
 from .flow import drive, route
 from .release import Release
@@ -24,12 +25,19 @@ class Dispatcher:
         release: what decides.
         tiers: name -> callable ``Call -> Completion``, sync or async; every tier the release can call must be
             there. A tier that has both forms is a sync callable with an async method ``acall``.
+        comparators: your own, by the names that tasks of the portfolio give them.
 
     Raises:
         PortfolioError: a tier is missing, is not in the portfolio or is not callable.
+        DataError: the policy needs a comparator that is not supplied.
     """
 
-    def __init__(self, release: Release, tiers: Mapping[str, TierCallable]) -> None:
+    def __init__(
+        self,
+        release: Release,
+        tiers: Mapping[str, TierCallable],
+        comparators: Mapping[str, Comparator] | None = None,
+    ) -> None:
         names = release.portfolio.names
         missing = [name for name in release.policy.tiers if name not in tiers]
         if missing:
@@ -45,14 +53,19 @@ class Dispatcher:
         for name, tier in tiers.items():
             if not callable(tier):
                 raise PortfolioError(f"tiers: {name} must be a callable Call -> Completion, got {type(tier).__name__}")
+        for task, rungs in release.policy.ladders.items():
+            if rungs:
+                comparator(release.policy.comparators.get(task, "text"), comparators)
         self.release = release
+        self.comparators = comparators
         self.tiers = dict(tiers)
         self._priced = {tier.name: tier for tier in release.portfolio.tiers}
 
     def pinned(self, tier: str) -> Dispatcher:
         """A dispatcher with the same tiers that sends every query to this one."""
         portfolio = replace(self.release.portfolio, frontier=tier)
-        return Dispatcher(Release.frontier_only(portfolio, tuple(self.release.policy.ladders)), self.tiers)
+        release = Release.frontier_only(portfolio, tuple(self.release.policy.ladders))
+        return Dispatcher(release, self.tiers, self.comparators)
 
     def run(self, query: Query | str) -> Answer:
         """Answer one query.
@@ -61,7 +74,7 @@ class Dispatcher:
             TierError: the frontier failed; carries all attempts.
             PortfolioError: the query needs a tier that is async only.
         """
-        return drive(route(self.release.policy, _query(query)), self._call)
+        return drive(route(self.release.policy, _query(query), self.comparators), self._call)
 
     async def arun(self, query: Query | str) -> Answer:
         """Answer one query without blocking the event loop: sync tiers run in a thread.
@@ -69,7 +82,7 @@ class Dispatcher:
         Raises:
             TierError: the frontier failed; carries all attempts.
         """
-        flow = route(self.release.policy, _query(query))
+        flow = route(self.release.policy, _query(query), self.comparators)
         try:
             step = next(flow)
             while True:

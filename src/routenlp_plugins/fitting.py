@@ -3,93 +3,193 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 
-from .cascade.certificate import RISK, RISK_OF_GROUPS, Certificate, certify
-from .cascade.search import Candidate, candidate_path
+from .cascade.certificate import Certificate, Proof, Stream, certify, method
+from .cascade.risks import Retention, Risk, SelectiveViolation, Violation
+from .cascade.search import Candidate, pooled_paths, task_paths
+from .cascade.search import Path as Candidates
+from .comparing import Comparator
 from .errors import DataError, RiskNotControlledError, TierError
 from .evaluate.outcomes import Outcome, OutcomeRow, Paths, read_outcomes
-from .evaluate.table import TaskTable, cost_of, data_hash, split, task_tables
+from .evaluate.table import Split, TaskTable, cost_of, data_hash, split, task_tables
 from .flow import drive, route
 from .portfolio import Portfolio
-from .release import Release
+from .release import Release, fingerprint
 from .types import Answer, Call, Completion, Policy
 
-__all__ = ["Outcomes", "Replay", "fit", "replay"]
+__all__ = ["FitOptions", "Outcomes", "Replay", "fit", "replay"]
 
 Outcomes = Paths | Sequence[OutcomeRow]
 """Paths of outcome files, or rows already read."""
+
+
+@dataclass(frozen=True, slots=True)
+class FitOptions:
+    """What most fits leave as it is.
+
+    Attributes:
+        split: shares of the rows that order candidates, certify and report cost.
+        selective: alpha bounds P(quality < tau | accepted) instead of P(accepted and quality < tau).
+        pooled: the promise is made for the stream of all tasks together instead of for each task.
+        comparators: the user's own, by the names that tasks of the portfolio give them; a dispatcher needs them too.
+    """
+
+    split: Split = field(default_factory=Split)
+    selective: bool = False
+    pooled: bool = False
+    comparators: Mapping[str, Comparator] = field(default_factory=dict)
 
 
 def fit(
     outcomes: Outcomes,
     portfolio: Portfolio | str | Path,
     *,
-    alpha: float,
+    alpha: float | None = None,
+    retention: float | None = None,
     delta: float = 0.1,
     seed: int = 0,
-    ordering_share: float = 0.4,
+    options: FitOptions | None = None,
 ) -> Release:
-    """Find, for every task, the cheapest policy whose risk is shown to be at most alpha.
+    """Find the cheapest policy that is shown to keep a promise about quality.
 
-    The population is what the outcomes were drawn from: queries, or groups where rows carry one. A share of the
-    units orders candidate policies from safe to cheap; the rest tests them end to end in that order
-    (`routenlp_plugins.cascade`). Tasks for which none passes stay on the frontier.
+    The population is what the outcomes were drawn from: queries, or groups where rows carry one. A part of the units
+    finds policies and orders them from safe to cheap, another tests them end to end in that order, and a third, on
+    which nothing is decided, tells what the policy costs (`routenlp_plugins.cascade`). Tasks for which none passes stay
+    on the frontier.
 
     Args:
         outcomes: paths of outcome files, or rows.
         portfolio: a portfolio, or the path of its YAML file.
-        alpha: for every task, P(answer accepted below the frontier and its quality < tau) <= alpha ...
-        delta: ... for all tasks simultaneously, with probability at least 1 - delta.
+        alpha: for every task, P(answer accepted below the frontier and its quality < tau) <= alpha; or
+        retention: for every task, E[quality of the routed answers] >= retention * E[quality of the frontier's answers];
+        delta: for all tasks simultaneously, with probability at least 1 - delta.
         seed: of the split.
-        ordering_share: share of the units that order candidates.
 
     Raises:
         DataError, PortfolioError: bad input.
         RiskNotControlledError: no task can leave the frontier; holds the release that keeps all on it.
     """
-    for name, value in (("alpha", alpha), ("delta", delta), ("ordering_share", ordering_share)):
-        if not 0 < value < 1:
-            raise DataError(f"{name} must be strictly between 0 and 1, got {value!r}")
+    options = options or FitOptions()
+    risk = _risk(alpha, retention, options)
+    if isinstance(delta, bool) or not 0 < delta < 1:
+        raise DataError(f"delta must be strictly between 0 and 1, got {delta!r}")
     if not isinstance(portfolio, Portfolio):
         portfolio = Portfolio.from_yaml(portfolio)
     rows = _rows(outcomes)
-    weighted = next((row for row in rows if row.propensity not in (None, 1.0)), None)
-    if weighted is not None:
-        raise DataError(
-            f"{weighted.source or weighted.query.id}: propensity {weighted.propensity}: rows selected with unequal "
-            "probability cannot be certified yet; fit on rows that were all labelled"
-        )
-    for_ordering, for_certification = split(rows, ordering_share, seed)
-    tables = task_tables(for_ordering, portfolio)
-    paths = {task: candidate_path(table, alpha) for task, table in tables.items()}
-    empty = {task: table.take(np.array([], dtype=np.intp)) for task, table in tables.items()}
-    held_out = empty | task_tables(for_certification, portfolio, like=tables)
-    certifiable = {task: held_out[task].one_per_unit(seed) for task in sorted(held_out)}
-    chosen, task_certificates = certify(paths, certifiable, alpha, delta)
+    parts = split(rows, options.split, seed)
+    tables = task_tables(parts["ordering"], portfolio, comparators=options.comparators)
+    held_out = {
+        name: _units(tables, task_tables(parts[name], portfolio, tables, options.comparators), seed)
+        for name in ("certification", "reporting")
+    }
+    streams = _streams(risk, tables, held_out["certification"], options, seed)
+    chosen, proofs = certify(risk, streams, delta)
+    proofs = tuple(_with_cost(proof, chosen, held_out["reporting"]) for proof in proofs)
+    names = dict.fromkeys([*(task.name for task in portfolio.tasks), *sorted({row.query.task or "" for row in rows})])
+    policy = Policy(
+        portfolio.frontier,
+        {task: chosen[task].rungs if task in chosen else () for task in names},
+        comparators={task: portfolio.task(task).agreement for task in names},
+        models=_models(rows, chosen),
+        prompts=_prompts(rows, chosen),
+    )
     certificate = Certificate(
-        alpha=alpha,
-        delta=delta,
-        tasks=task_certificates,
+        risk=risk.kind,
+        level=float(risk.level),
+        delta=float(delta),
+        proofs=proofs,
         data_hash=data_hash(rows),
         seed=seed,
-        ordering_share=ordering_share,
+        ordering=options.split.ordering,
+        reporting=options.split.reporting,
+        portfolio=portfolio.fingerprint,
+        policy=fingerprint(policy),
         date=datetime.now(UTC).date().isoformat(),
-        risk=RISK_OF_GROUPS if any(row.group is not None for row in rows) else RISK,
+        method=method(risk, weighted=any(row.propensity not in (None, 1.0) for row in rows)),
+        scope="all tasks pooled" if options.pooled else "each task",
+        groups=any(row.group is not None for row in rows),
     )
-    names = dict.fromkeys([*(task.name for task in portfolio.tasks), *tables, *held_out])
-    ladders = {task: chosen[task].rungs if task in chosen else () for task in names}
-    evidence = {task: _evidence(tables[task], path) for task, path in paths.items() if path}
-    release = Release(portfolio, Policy(portfolio.frontier, ladders), certificate, evidence)
+    evidence = {"+".join(stream.tables): _evidence(paths) for stream, paths in streams if any(paths)}
+    release = Release(portfolio, policy, certificate, evidence)
     if not chosen:
         raise RiskNotControlledError(_refusal(certificate), release)
     return release
+
+
+def _risk(alpha: float | None, retention: float | None, options: FitOptions) -> Risk:
+    if (alpha is None) == (retention is None):
+        raise DataError("give alpha or retention, one of them: what the policy has to keep")
+    if retention is not None:
+        return Retention(retention)
+    return SelectiveViolation(cast("float", alpha)) if options.selective else Violation(cast("float", alpha))
+
+
+def _units(tables: Mapping[str, TaskTable], found: Mapping[str, TaskTable], seed: int) -> dict[str, TaskTable]:
+    """One row a unit for every task; no row for a task that the part has none of."""
+    empty = {task: table.take(np.array([], dtype=np.intp)) for task, table in tables.items()}
+    return {task: table.one_per_unit(seed) for task, table in sorted((empty | dict(found)).items())}
+
+
+def _streams(
+    risk: Risk,
+    tables: Mapping[str, TaskTable],
+    certification: Mapping[str, TaskTable],
+    options: FitOptions,
+    seed: int,
+) -> list[tuple[Stream, tuple[Candidates, ...]]]:
+    if options.pooled:
+        return [(Stream(certification), pooled_paths(tables, risk, seed))]
+    return [
+        (Stream({task: table}), task_paths(tables[task], risk, seed) if task in tables else ())
+        for task, table in certification.items()
+    ]
+
+
+def _with_cost(proof: Proof, chosen: Mapping[str, Candidate], reporting: Mapping[str, TaskTable]) -> Proof:
+    """The proof with the cost of what it certifies on rows that nothing was decided on."""
+    stream = Stream({task: reporting[task] for task in proof.tasks if task in reporting})
+    if not len(stream):
+        return proof
+    rows = stream.under({task: chosen[task] for task in proof.tasks if task in chosen})
+    return replace(proof, cost_ratio=rows.cost_ratio, cost_interval=rows.cost_interval)
+
+
+def _models(rows: Sequence[OutcomeRow], chosen: Mapping[str, Candidate]) -> dict[str, tuple[str, ...]]:
+    """The models that each tier of the policy answered as; none for a tier that did not say so every time."""
+    found: dict[str, set[str | None]] = defaultdict(set)
+    for row in rows:
+        for tier, outcome in row.outcomes.items():
+            if outcome.error is None:
+                found[tier].add(outcome.completion.model)
+    called = {rung.tier for candidate in chosen.values() for rung in candidate.rungs}
+    told = {tier: found[tier] for tier in sorted(called) if found[tier] and None not in found[tier]}
+    return {tier: tuple(sorted(cast("set[str]", names))) for tier, names in told.items()}
+
+
+MANY_PROMPTS = 10
+"""More fingerprints than this within one task: the fixed part of the prompt is not fixed, and cannot be checked."""
+
+
+def _prompts(rows: Sequence[OutcomeRow], chosen: Mapping[str, Candidate]) -> dict[str, tuple[str, ...]]:
+    """The prompts that the answers of each certified task came from, where every answer tells."""
+    found: dict[str, set[str | None]] = defaultdict(set)
+    for row in rows:
+        task = row.query.task or ""
+        if task in chosen:
+            tiers = {rung.tier for rung in chosen[task].rungs}
+            found[task] |= {o.completion.prompt for t, o in row.outcomes.items() if t in tiers and o.error is None}
+    return {
+        task: tuple(sorted(cast("set[str]", prompts)))
+        for task, prompts in sorted(found.items())
+        if None not in prompts and len(prompts) <= MANY_PROMPTS
+    }
 
 
 def _rows(outcomes: Outcomes) -> list[OutcomeRow]:
@@ -109,21 +209,15 @@ def _rows(outcomes: Outcomes) -> list[OutcomeRow]:
     return rows
 
 
-def _evidence(table: TaskTable, path: Sequence[Candidate]) -> dict[str, np.ndarray[Any, np.dtype[np.float64]]]:
-    thresholds = np.full((len(path), len(table.tiers) - 1), np.nan)
-    for i, candidate in enumerate(path):
-        for rung in candidate.rungs:
-            value = -np.inf if rung.threshold is None else rung.threshold
-            thresholds[i, table.tiers.index(rung.tier)] = value
-    return {
-        "thresholds": thresholds,
-        "risk": np.array([candidate.risk for candidate in path]),
-        "cost_usd": np.array([candidate.cost for candidate in path]),
-    }
+def _evidence(paths: Sequence[Candidates]) -> dict[str, np.ndarray[Any, np.dtype[np.float64]]]:
+    points = [point for path in paths for point in path]
+    names = {"excess": "excess", "second_moment": "second_moment", "cost_usd": "cost"}
+    return {name: np.array([getattr(point, of) for point in points]) for name, of in names.items()}
 
 
 def _refusal(certificate: Certificate) -> str:
-    lines = [f"no task can leave the frontier at alpha={certificate.alpha:g}, delta={certificate.delta:g}:"]
+    asked = f"{certificate.risk} {certificate.level:g}, delta {certificate.delta:g}"
+    lines = [f"no task can leave the frontier at {asked}:"]
     lines += [f"  {', '.join(names)}: {sentence}" for sentence, names in certificate.obstacles.items()]
     return "\n".join(lines)
 
@@ -139,7 +233,8 @@ class Replay:
             the frontier's mean is 0.
         cost_usd: mean USD of a query, all attempts included.
         cost_ratio: None if always-frontier costs nothing.
-        violation_rate: share of all queries answered below the frontier with quality not known to reach tau.
+        violation_rate: share of the queries of tasks with a tau that were answered below the frontier with quality not
+            known to reach it; None where no task has one.
     """
 
     queries: int
@@ -149,7 +244,7 @@ class Replay:
     cost_ratio: float | None
     tier_share: dict[str, float]
     escalation_rate: float
-    violation_rate: float
+    violation_rate: float | None
     violation_rate_by_task: dict[str, float]
     certificate: dict[str, Any] | None
 
@@ -158,7 +253,7 @@ class Replay:
         return {name: getattr(self, name) for name in self.__slots__}
 
 
-def replay(outcomes: Outcomes, release: Release) -> Replay:
+def replay(outcomes: Outcomes, release: Release, comparators: Mapping[str, Comparator] | None = None) -> Replay:
     """Run the release's own flow over recorded outcomes.
 
     Raises:
@@ -166,16 +261,17 @@ def replay(outcomes: Outcomes, release: Release) -> Replay:
         PortfolioError: the cost of a call is not known.
     """
     rows = _rows(outcomes)
-    tables = task_tables(rows, release.portfolio)
-    answers = [_replayed(row, release) for row in rows]
-    tasks = defaultdict(list)
+    tables = task_tables(rows, release.portfolio, comparators=comparators)
+    answers = [_replayed(row, release, comparators) for row in rows]
+    tasks: dict[str, list[bool]] = defaultdict(list)
     frontier = release.portfolio.frontier
     pairs: list[tuple[float, float]] = []
     for row, answer in zip(rows, answers, strict=True):
         quality, reference = row.outcomes[answer.tier].quality, row.outcomes[frontier].quality
         task = row.query.task or ""
-        below = answer.tier != frontier
-        tasks[task].append(below and not (quality is not None and quality >= tables[task].tau))
+        below, tau = answer.tier != frontier, tables[task].tau
+        if tau is not None:
+            tasks[task].append(below and not (quality is not None and quality >= tau))
         if below:
             pairs.append((quality or 0.0, 1.0 if reference is None else reference))
         elif quality is not None:
@@ -186,6 +282,7 @@ def replay(outcomes: Outcomes, release: Release) -> Replay:
     )
     shares = Counter(answer.tier for answer in answers)
     routed, kept = (float(np.mean(side)) for side in zip(*pairs, strict=True)) if pairs else (None, None)
+    violations = [bad for of in tasks.values() for bad in of]
     return Replay(
         queries=len(rows),
         quality=routed,
@@ -194,7 +291,7 @@ def replay(outcomes: Outcomes, release: Release) -> Replay:
         cost_ratio=spent / always if always else None,
         tier_share={name: shares[name] / len(rows) for name in release.portfolio.names},
         escalation_rate=float(np.mean([answer.trace.escalated for answer in answers])),
-        violation_rate=float(np.mean([bad for of in tasks.values() for bad in of])),
+        violation_rate=float(np.mean(violations)) if violations else None,
         violation_rate_by_task={task: float(np.mean(of)) for task, of in sorted(tasks.items())},
         certificate=None if release.certificate is None else release.certificate.as_dict(),
     )
@@ -205,21 +302,13 @@ def _spent(row: OutcomeRow, answer: Answer, portfolio: Portfolio) -> float:
     return sum(cost_of(row.outcomes[a.tier], portfolio.tier(a.tier), row.source) for a in answer.trace.attempts)
 
 
-def _replayed(row: OutcomeRow, release: Release) -> Answer:
+def _replayed(row: OutcomeRow, release: Release, comparators: Mapping[str, Comparator] | None = None) -> Answer:
     def recorded(call: Call) -> Completion:
         outcome: Outcome | None = row.outcomes.get(call.tier)
         if outcome is None:
             raise DataError(f"{row.source or row.query.id}: no outcome of tier {call.tier!r}, which the release calls")
         if outcome.error is not None:
             raise TierError(outcome.error, call.tier)
-        cost = cost_of(outcome, release.portfolio.tier(call.tier), row.source)
-        completion = outcome.completion
-        return Completion(
-            text=completion.text,
-            confidence=completion.confidence,
-            mean_logprob=completion.mean_logprob,
-            token_logprobs=completion.token_logprobs,
-            cost_usd=cost,
-        )
+        return replace(outcome.completion, cost_usd=cost_of(outcome, release.portfolio.tier(call.tier), row.source))
 
-    return drive(route(release.policy, row.query), recorded)
+    return drive(route(release.policy, row.query, comparators), recorded)

@@ -7,33 +7,17 @@ drive the same generator, so they cannot decide differently.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
-from math import exp
-from statistics import fmean
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import replace
 
+from .comparing import Comparator, comparator
 from .errors import TierError
-from .types import Answer, Attempt, Call, Completion, Policy, Query, Rung, ScoreKind, Trace
+from .evidence import Agreement, confidence_in
+from .types import Answer, Attempt, Call, Completion, Policy, Query, Rung, Trace
 
-__all__ = ["Flow", "drive", "plan", "route", "score"]
+__all__ = ["Flow", "drive", "plan", "route"]
 
 Flow = Generator[Call, Completion, Answer]
-
-
-def score(completion: Completion, kind: ScoreKind) -> float | None:
-    """The evidence of one answer in [0, 1], higher for a better answer; None if the tier did not supply it.
-
-    ``confidence`` is the tier's own; ``token_probability`` is ``1 - u`` with the miss probability
-    ``u = mean(1 - p(token))`` of RouteNLP (arXiv 2604.23577, section on the cascade); ``mean_logprob`` is the
-    geometric mean of the token probabilities, ``exp(mean log p)``.
-    """
-    logprobs = completion.token_logprobs
-    if kind == "confidence":
-        return completion.confidence
-    if kind == "token_probability":
-        return fmean(map(exp, logprobs)) if logprobs else None
-    if completion.mean_logprob is not None:
-        return exp(completion.mean_logprob)
-    return exp(fmean(logprobs)) if logprobs else None
 
 
 def plan(policy: Policy, query: Query) -> tuple[str | None, tuple[Rung, ...], str]:
@@ -41,6 +25,8 @@ def plan(policy: Policy, query: Query) -> tuple[str | None, tuple[Rung, ...], st
     task = query.task
     if task is None and len(policy.ladders) == 1:
         task = next(iter(policy.ladders))
+    if policy.void is not None:
+        return task, (), f"the certificate is void: {policy.void}"
     if task is None:
         return None, (), f"the query names no task; known tasks: {', '.join(policy.ladders) or 'none'}"
     if task not in policy.ladders:
@@ -50,29 +36,46 @@ def plan(policy: Policy, query: Query) -> tuple[str | None, tuple[Rung, ...], st
     return task, policy.ladders[task], f"task {task!r} stays on the frontier"
 
 
-def route(policy: Policy, query: Query) -> Flow:
+def route(policy: Policy, query: Query, comparators: Mapping[str, Comparator] | None = None) -> Flow:
     """Climb the ladder of the query's task; the frontier answers whatever no rung accepted.
 
-    A cheap tier that fails is passed over like a rejected answer.
+    After each call the best answer there is, by its calibrated confidence, is returned if that reaches the rung's
+    threshold. A cheap tier that fails is passed over like a rejected answer. An answer of another model or to another
+    prompt than those certified is never returned.
+
+    Args:
+        comparators: the user's own, by the names the policy knows them by.
 
     Raises:
         TierError: the frontier itself failed; carries all attempts.
+        DataError: the policy names a comparator that is not supplied.
     """
     task, rungs, reason = plan(policy, query)
     attempts: list[Attempt] = []
+    answers: dict[str, Completion] = {}
+    agreement = _agreement(policy, task, answers, comparators) if rungs else _no_agreement
+    objection = None
     for rung in rungs:
         try:
             completion = yield Call(rung.tier, query)
         except TierError as error:
             attempts.append(Attempt(rung.tier, accepted=False, error=str(error)))
             continue
-        attempt = _judge(rung, completion)
-        attempts.append(attempt)
-        if attempt.accepted:
-            return _answer(query, task, attempts, completion, _acceptance(attempt))
-    if attempts:
-        without = [a.tier for a in attempts if a.completion is not None and a.score is None]
-        lacking = f"; {', '.join(without)} gave no score that could be compared" if without else ""
+        objection = _objection(policy, task, rung.tier, completion)
+        if objection is not None:
+            attempts.append(Attempt(rung.tier, accepted=False, completion=completion))
+            break
+        answers[rung.tier] = completion
+        attempts.append(Attempt(rung.tier, accepted=False, threshold=rung.threshold, completion=completion))
+        best = _judge(rung, attempts, answers, agreement)
+        if best is not None:
+            attempts[best] = replace(attempts[best], accepted=True)
+            return _answer(query, task, attempts, attempts[best], _acceptance(attempts[best], rung))
+    if objection is not None:
+        reason = objection
+    elif attempts:
+        without = [a.tier for a in attempts if a.completion is not None and a.confidence is None]
+        lacking = f"; {', '.join(without)} came without the evidence its confidence needs" if without else ""
         reason = f"no cheaper answer was accepted{lacking}"
     try:
         completion = yield Call(policy.frontier, query)
@@ -80,7 +83,7 @@ def route(policy: Policy, query: Query) -> Flow:
         attempts.append(Attempt(policy.frontier, accepted=False, error=str(error)))
         raise TierError(_failure(attempts), policy.frontier, tuple(attempts)) from error
     attempts.append(Attempt(policy.frontier, accepted=True, completion=completion))
-    return _answer(query, task, attempts, completion, f"frontier: {reason}")
+    return _answer(query, task, attempts, attempts[-1], f"frontier: {reason}")
 
 
 def drive(flow: Flow, call: Callable[[Call], Completion]) -> Answer:
@@ -99,23 +102,68 @@ def drive(flow: Flow, call: Callable[[Call], Completion]) -> Answer:
         return answer
 
 
-def _judge(rung: Rung, completion: Completion) -> Attempt:
-    value = None if rung.score is None else score(completion, rung.score)
-    accepted = rung.threshold is None or (value is not None and value >= rung.threshold)
-    return Attempt(rung.tier, accepted, score=value, threshold=rung.threshold, completion=completion)
+def _no_agreement(first: str, second: str) -> float | None:
+    return None
 
 
-def _acceptance(attempt: Attempt) -> str:
-    if attempt.threshold is None:
+def _agreement(
+    policy: Policy, task: str | None, answers: Mapping[str, Completion], own: Mapping[str, Comparator] | None
+) -> Agreement:
+    """Agreement between the answers there are; each pair is compared once."""
+    compare = comparator(policy.comparators.get(task or "", "text"), own)
+    known: dict[tuple[str, str], float] = {}
+
+    def agreement(first: str, second: str) -> float | None:
+        if not (first in answers and second in answers and answers[first].text and answers[second].text):
+            return None
+        pair = (first, second) if first <= second else (second, first)
+        if pair not in known:
+            known[pair] = compare(answers[pair[0]].text, answers[pair[1]].text)
+        return known[pair]
+
+    return agreement
+
+
+def _objection(policy: Policy, task: str | None, tier: str, completion: Completion) -> str | None:
+    """Why an answer is outside of what was certified."""
+    models, prompts = policy.models.get(tier, ()), policy.prompts.get(task or "", ())
+    if models and completion.model not in models:
+        return f"the certificate is void: {tier} answered as {completion.model!r}, certified was {', '.join(models)}"
+    if prompts and completion.prompt is not None and completion.prompt not in prompts:
+        return f"the certificate is void: the prompt of task {task!r} is not the one it was certified with"
+    return None
+
+
+def _judge(rung: Rung, attempts: list[Attempt], answers: Mapping[str, Completion], agreement: Agreement) -> int | None:
+    """Index of the attempt to return, or None; notes the confidences in the attempts."""
+    if rung.threshold is None:
+        return len(attempts) - 1
+    places = {attempt.tier: i for i, attempt in enumerate(attempts)}
+    best: int | None = None
+    highest = -1.0
+    for confidence in rung.confidences:
+        value = confidence_in(confidence, answers, agreement)
+        place = places.get(confidence.tier)
+        if value is None or place is None:
+            continue
+        attempts[place] = replace(attempts[place], confidence=value, threshold=rung.threshold)
+        if value > highest:
+            best, highest = place, value
+    return best if highest >= rung.threshold else None
+
+
+def _acceptance(attempt: Attempt, rung: Rung) -> str:
+    if rung.threshold is None:
         return f"{attempt.tier}: every answer is accepted for this task"
-    return f"{attempt.tier}: score {attempt.score:.4f} reaches {attempt.threshold:.4f}"
+    return f"{attempt.tier}: confidence {attempt.confidence:.4f} reaches {rung.threshold:.4f}"
 
 
 def _failure(attempts: list[Attempt]) -> str:
-    steps = "; ".join(f"{attempt.tier}: {attempt.error or 'answer rejected'}" for attempt in attempts)
-    return f"no tier answered ({steps})"
+    reasons = "; ".join(f"{a.tier}: {a.error or 'answer rejected'}" for a in attempts)
+    return f"no tier answered ({reasons})"
 
 
-def _answer(query: Query, task: str | None, attempts: list[Attempt], completion: Completion, reason: str) -> Answer:
-    trace = Trace(query=query, task=task, attempts=tuple(attempts), reason=reason)
-    return Answer(text=completion.text, tier=attempts[-1].tier, trace=trace)
+def _answer(query: Query, task: str | None, attempts: list[Attempt], chosen: Attempt, reason: str) -> Answer:
+    completion = chosen.completion
+    text = "" if completion is None else completion.text
+    return Answer(text=text, tier=chosen.tier, trace=Trace(query, task, tuple(attempts), reason))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from hashlib import sha256
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -20,12 +22,14 @@ class Tier:
     Attributes:
         input_usd_per_mtok, output_usd_per_mtok: USD per million tokens; both or none.
         usd_per_hour: USD per hour of the machine it runs on, for tiers that are paid by time.
+        version: of the model or the prompt behind it; another one voids certificates.
     """
 
     name: str
     input_usd_per_mtok: float | None = None
     output_usd_per_mtok: float | None = None
     usd_per_hour: float | None = None
+    version: str | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
@@ -34,6 +38,8 @@ class Tier:
             price = getattr(self, name)
             if price is not None and not (_is_number(price) and 0 <= price < inf):
                 raise PortfolioError(f"tier {self.name!r}: {name} must be a number >= 0, got {price!r}")
+        if self.version is not None and not isinstance(self.version, str):
+            raise PortfolioError(f"tier {self.name!r}: version must be a string, got {self.version!r}")
         if (self.input_usd_per_mtok is None) != (self.output_usd_per_mtok is None):
             raise PortfolioError(f"tier {self.name!r}: give input_usd_per_mtok and output_usd_per_mtok together")
         if self.usd_per_hour is not None and self.input_usd_per_mtok is not None:
@@ -60,6 +66,8 @@ class Task:
 
     Attributes:
         metric: how answers are scored against references; see `routenlp_plugins.evaluate.metrics`.
+        comparator: what tells whether two answers agree; see `routenlp_plugins.comparing`. None takes what goes with
+            the metric, and the normalised text for a metric of your own.
         tau: quality floor in (0, 1]; None means that quality is 0 or 1 and 1 is required.
         tiers: names of the tiers that may serve it; None allows all. The frontier always may.
     """
@@ -68,14 +76,23 @@ class Task:
     metric: str | None = None
     tau: float | None = None
     tiers: tuple[str, ...] | None = None
+    comparator: str | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
             raise PortfolioError(f"task name: expected a non-empty string, got {self.name!r}")
         if self.tau is not None and not (_is_number(self.tau) and 0 < self.tau <= 1):
             raise PortfolioError(f"task {self.name!r}: tau must be in (0, 1], got {self.tau!r}")
-        if self.metric is not None and not isinstance(self.metric, str):
-            raise PortfolioError(f"task {self.name!r}: metric must be a string, got {self.metric!r}")
+        for name in ("metric", "comparator"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, str):
+                raise PortfolioError(f"task {self.name!r}: {name} must be a string, got {value!r}")
+
+    @property
+    def agreement(self) -> str:
+        """Name of the comparator that holds for this task."""
+        of_metric = {"accuracy": "label", "rouge_l": "rouge_l", "entity_f1": "entities"}
+        return self.comparator or of_metric.get(self.metric or "", "text")
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +143,21 @@ class Portfolio:
         """Names of the tiers other than the frontier that may serve a task."""
         allowed = self.task(task).tiers
         return tuple(n for n in self.names if n != self.frontier and (allowed is None or n in allowed))
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a policy depends on: everything but prices."""
+        facts = self.as_dict()
+        return {
+            "frontier": facts["frontier"],
+            "tiers": sorted(f"{tier.name} {tier.version}" if tier.version else tier.name for tier in self.tiers),
+            "tasks": sorted(facts["tasks"], key=lambda task: str(task["name"])),
+        }
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the identity."""
+        return sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()
 
     def as_dict(self) -> dict[str, Any]:
         """In JSON types, without what is unknown; `from_dict` reads it back."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from .cascade.certificate import Certificate
 from .errors import PortfolioError, ReleaseError, RouteNLPError
+from .evaluate.outcomes import first_problem
 from .portfolio import Portfolio
 from .types import Policy, Rung
 
@@ -24,9 +25,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["FORMAT_VERSION", "Release"]
+__all__ = ["FORMAT_VERSION", "Release", "fingerprint"]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _FILES = ("release.json", "arrays.safetensors")
 
 
@@ -36,9 +37,8 @@ class Release:
 
     Attributes:
         certificate: None where every task stays on the frontier by choice and nothing was tested.
-        evidence: task -> name -> array: for the L candidates of the task's path ``thresholds`` (L, K - 1; NaN
-            where a tier is left out, -inf where it accepts every answer), ``risk`` and ``cost_usd`` (L,) on the
-            ordering split.
+        evidence: task -> name -> array: for the L candidates of its paths ``excess``, ``second_moment`` and
+            ``cost_usd`` (L,) on the ordering split.
     """
 
     portfolio: Portfolio
@@ -55,7 +55,11 @@ class Release:
         if unknown:
             raise PortfolioError(f"policy: {', '.join(unknown)} is not a tier of the portfolio")
         routed = {task for task, rungs in self.policy.ladders.items() if rungs}
-        if self.certificate is not None and routed != set(self.certificate.certified):
+        if self.certificate is None or self.policy.void is not None:
+            return
+        # pooled tasks are certified together, and some of them may stay where they are
+        proven = [proof for proof in self.certificate.proofs if proof.status == "certified"]
+        if routed - set(self.certificate.certified) or not all(routed & set(proof.tasks) for proof in proven):
             raise PortfolioError(
                 f"policy: leaves the frontier for {', '.join(sorted(routed)) or 'no task'}, the certificate speaks of "
                 f"{', '.join(self.certificate.certified) or 'none'}"
@@ -102,12 +106,11 @@ class Release:
         """Read a folder back, checking every byte.
 
         Args:
-            portfolio: the portfolio the caller runs; a release of another one is refused. Prices may differ
-                and are then taken from here.
+            portfolio: the portfolio the caller runs. Its prices are taken; anything else that differs voids the
+                certificate, and the frontier answers everything.
 
         Raises:
-            ReleaseError: a file is missing, truncated, edited or written by a newer version, or the release
-                belongs to another portfolio.
+            ReleaseError: a file is missing, truncated, edited or written by another version.
         """
         folder = Path(path)
         manifest = _json_object(folder / "manifest.json", _read(folder / "manifest.json"))
@@ -118,43 +121,46 @@ class Release:
             if not isinstance(digests, dict) or digests.get(name) != _digest(content):
                 raise ReleaseError(f"{folder / name}: truncated or edited (its SHA-256 is not that of manifest.json)")
         release = _parse(folder, contents)
-        return release if portfolio is None else release._for(portfolio, folder)
+        valid = release.policy.void is None
+        if valid and release.certificate is not None and release.certificate.policy != fingerprint(release.policy):
+            release = release.voided("it speaks of another policy than the one in the release")
+        return release if portfolio is None else release._for(portfolio)
 
-    def _for(self, portfolio: Portfolio, folder: Path) -> Release:
-        mine, theirs = _identity(self.portfolio), _identity(portfolio)
+    def voided(self, reason: str, portfolio: Portfolio | None = None) -> Release:
+        """The same release with a certificate that holds no more: the frontier answers everything, and says why."""
+        portfolio = portfolio or self.portfolio
+        nothing: dict[str, tuple[Rung, ...]] = dict.fromkeys(self.policy.ladders, ())
+        policy = replace(self.policy, frontier=portfolio.frontier, ladders=nothing, void=reason)
+        return replace(self, portfolio=portfolio, policy=policy)
+
+    def _for(self, portfolio: Portfolio) -> Release:
+        mine, theirs = self.portfolio.identity, portfolio.identity
         different = [name for name in mine if mine[name] != theirs[name]]
-        if different:
-            name = different[0]
-            raise ReleaseError(
-                f"{folder}: belongs to another portfolio ({name}: {mine[name]} in the release, {theirs[name]} in "
-                "yours); fit a new release on outcomes of this portfolio"
-            )
-        return replace(self, portfolio=portfolio)
+        if not different:
+            return replace(self, portfolio=portfolio)
+        name = different[0]
+        return self.voided(
+            f"it speaks of another portfolio ({name}: {mine[name]} in the release, {theirs[name]} in yours); fit a new "
+            "release on outcomes of this portfolio",
+            portfolio,
+        )
 
     def _facts(self) -> dict[str, Any]:
-        rungs = {
-            task: [{"tier": rung.tier, "threshold": rung.threshold, "score": rung.score} for rung in ladder]
-            for task, ladder in self.policy.ladders.items()
-        }
         return {
             "format_version": FORMAT_VERSION,
             "portfolio": self.portfolio.as_dict(),
-            "policy": {"frontier": self.policy.frontier, "ladders": rungs},
+            "policy": asdict(self.policy),
             "certificate": None if self.certificate is None else self.certificate.as_dict(),
         }
 
 
-def _identity(portfolio: Portfolio) -> dict[str, Any]:
-    """What a policy depends on: everything but prices."""
-    facts = portfolio.as_dict()
-    return {
-        "frontier": facts["frontier"],
-        "tiers": sorted(portfolio.names),
-        "tasks": sorted(facts["tasks"], key=lambda task: str(task["name"])),
-    }
+def fingerprint(policy: Policy) -> str:
+    """SHA-256 of everything a policy decides by."""
+    return _digest(json.dumps(asdict(policy), sort_keys=True).encode())
 
 
 def _parse(folder: Path, contents: Mapping[str, bytes]) -> Release:
+    from pydantic import TypeAdapter, ValidationError
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
@@ -162,14 +168,16 @@ def _parse(folder: Path, contents: Mapping[str, bytes]) -> Release:
     facts = _json_object(where, contents["release.json"])
     _check_version(where, facts.get("format_version"))
     try:
-        ladders = {task: tuple(Rung(**rung) for rung in ladder) for task, ladder in facts["policy"]["ladders"].items()}
+        policy = TypeAdapter(Policy).validate_json(json.dumps(facts["policy"]), strict=True)
         certificate = None if facts["certificate"] is None else Certificate.from_dict(facts["certificate"])
         evidence: dict[str, dict[str, NDArray[np.float64]]] = {}
         for key, array in load(contents["arrays.safetensors"]).items():
             task, _, name = key.rpartition("/")
             evidence.setdefault(task, {})[name] = array
         portfolio = Portfolio.from_dict(facts["portfolio"], source="portfolio")
-        return Release(portfolio, Policy(facts["policy"]["frontier"], ladders), certificate, evidence)
+        return Release(portfolio, policy, certificate, evidence)
+    except ValidationError as error:
+        raise ReleaseError(f"{where}: policy: {first_problem(error)}") from None
     except SafetensorError as error:
         raise ReleaseError(f"{folder / 'arrays.safetensors'}: {error}") from None
     except (KeyError, TypeError, ValueError, AttributeError, RouteNLPError) as error:
@@ -183,7 +191,7 @@ def _check_version(file: Path, version: object) -> None:
             "upgrade routenlp-plugins"
         )
     if version != FORMAT_VERSION:
-        raise ReleaseError(f"{file}: format_version: expected {FORMAT_VERSION}, got {version!r}")
+        raise ReleaseError(f"{file}: format_version: expected {FORMAT_VERSION}, got {version!r}; fit the release again")
 
 
 def _read(file: Path) -> bytes:

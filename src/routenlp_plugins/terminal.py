@@ -20,15 +20,16 @@ def show_release(console: Console, release: Release) -> None:
     if certificate is None:
         console.print("Every task stays on the frontier; nothing was tested.")
         return
-    table = Table("task", "status", "rows", "violations", "upper bound", "cost ratio")
-    for task in certificate.tasks:
+    bound = "lower bound" if certificate.risk == "retention" else "upper bound"
+    table = Table("task", "status", "rows", certificate.risk, bound, "cost ratio")
+    for proof in certificate.proofs:
         table.add_row(
-            escape(task.task),
-            task.status,
-            str(task.n),
-            "" if task.violations is None else str(task.violations),
-            _number(task.upper_bound),
-            _number(task.cost_ratio),
+            escape(", ".join(proof.tasks)),
+            proof.status,
+            str(proof.n),
+            _number(proof.estimate),
+            _number(proof.bound),
+            _with_interval(proof.cost_ratio, proof.cost_interval),
         )
     console.print(table)
     for name in certificate.certified:
@@ -52,7 +53,8 @@ def show_replay(console: Console, result: Replay) -> None:
             continue
         table.add_row(f"answered by {escape(tier)}", f"{share:.1%}", "")
     table.add_row("escalated", f"{result.escalation_rate:.1%}", "")
-    table.add_row("violations", f"{result.violation_rate:.2%}", "")
+    if result.violation_rate is not None:
+        table.add_row("violations", f"{result.violation_rate:.2%}", "")
     for task, rate in result.violation_rate_by_task.items():
         table.add_row(f"  {escape(task)}", f"{rate:.2%}", "")
     console.print(table)
@@ -60,7 +62,18 @@ def show_replay(console: Console, result: Replay) -> None:
 
 def _step(rung: Rung) -> str:
     """A rung as a person reads it."""
-    return rung.tier if rung.threshold is None else f"{rung.tier} if its {rung.score} reaches {rung.threshold:.4f}"
+    if rung.threshold is None:
+        return rung.tier
+    if not rung.confidences or rung.threshold == 1:
+        return f"{rung.tier} (as evidence)"
+    best = "the best answer so far" if len(rung.confidences) > 1 else "its answer"
+    return f"{rung.tier} if the confidence in {best} reaches {rung.threshold:.4f}"
+
+
+def _with_interval(value: float | None, interval: tuple[float, float] | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.3f}" if interval is None else f"{value:.3f} ({interval[0]:.3f} to {interval[1]:.3f})"
 
 
 def _number(value: float | None, missing: str = "") -> str:

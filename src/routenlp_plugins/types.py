@@ -4,17 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from math import isfinite
+from typing import Any
 
 from .errors import PortfolioError
 
-__all__ = ["Answer", "Attempt", "Call", "Completion", "Message", "Policy", "Query", "Rung", "ScoreKind", "Trace"]
+__all__ = [
+    "Answer",
+    "Attempt",
+    "Call",
+    "Completion",
+    "Confidence",
+    "Message",
+    "Policy",
+    "Query",
+    "Rung",
+    "Term",
+    "Trace",
+]
 
 Message = Mapping[str, str]
 """One chat message: ``{"role": "system" | "user" | "assistant", "content": text}``."""
-
-ScoreKind = Literal["confidence", "token_probability", "mean_logprob"]
-"""The evidence of one answer that a rung compares with its threshold; see `routenlp_plugins.flow.score`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +77,10 @@ class Completion:
         confidence: the tier's own score of this answer in [0, 1].
         mean_logprob: mean natural-log probability of the answer's tokens.
         token_logprobs: natural-log probability of each token of the answer.
+        scores: further evidence by name, each in [0, 1] and higher for a better answer: ``margin`` and ``certainty``
+            from the alternatives of each token, ``self_consistency``, ``p_true``, ``verifier``, ``valid``, or your own.
+        model: the exact model that answered, as its server names it; another one voids the certificate.
+        prompt: fingerprint of the fixed part of the prompt; another one voids the certificate.
         input_tokens, output_tokens: as counted by the tier.
         cost_usd: USD; None lets the dispatcher price it from the portfolio.
         latency_ms: milliseconds; None lets the dispatcher measure it.
@@ -77,6 +91,9 @@ class Completion:
     confidence: float | None = None
     mean_logprob: float | None = None
     token_logprobs: tuple[float, ...] | None = field(default=None, repr=False)
+    scores: Mapping[str, float] = field(default_factory=dict)
+    model: str | None = None
+    prompt: str | None = None
     input_tokens: int | None = None
     output_tokens: int | None = None
     cost_usd: float | None = None
@@ -90,15 +107,16 @@ class Attempt:
 
     Attributes:
         accepted: whether the answer was returned.
-        score: the evidence that was compared, in [0, 1]; None where the tier gave none or failed.
-        threshold: what it was compared with; None where every answer of the tier is accepted.
+        confidence: calibrated confidence in this answer when the last decision about it was made, in [0, 1]; None
+            where the evidence it needs was missing, or nobody asked.
+        threshold: what the best answer of this step was compared with; None where it was accepted without looking.
         completion: the answer; None where the tier failed.
         error: the reason of the failure.
     """
 
     tier: str
     accepted: bool
-    score: float | None = None
+    confidence: float | None = None
     threshold: float | None = None
     completion: Completion | None = None
     error: str | None = None
@@ -106,12 +124,17 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """All attempts of one query and why the last one was returned."""
+    """All attempts of one query, in order, and why one of their answers was returned."""
 
     query: Query
     task: str | None
     attempts: tuple[Attempt, ...]
     reason: str
+
+    @property
+    def accepted(self) -> Attempt:
+        """The attempt whose answer was returned; the last one if none was."""
+        return next((attempt for attempt in self.attempts if attempt.accepted), self.attempts[-1])
 
     @property
     def cost_usd(self) -> float | None:
@@ -130,7 +153,7 @@ class Trace:
     def as_dict(self) -> dict[str, Any]:
         """The decision in JSON types, without texts: what adapters put into a framework's metadata."""
         return {
-            "tier": self.attempts[-1].tier,
+            "tier": self.accepted.tier,
             "task": self.task,
             "reason": self.reason,
             "requires": sorted(self.query.requires),
@@ -143,13 +166,14 @@ def _attempt_dict(attempt: Attempt) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "tier": attempt.tier,
         "accepted": attempt.accepted,
-        "score": attempt.score,
+        "calibrated_confidence": attempt.confidence,
         "threshold": attempt.threshold,
         "error": attempt.error,
     }
     if attempt.completion is not None:
-        for name in ("confidence", "mean_logprob", "input_tokens", "output_tokens", "cost_usd", "latency_ms"):
+        for name in ("confidence", "mean_logprob", "model", "input_tokens", "output_tokens", "cost_usd", "latency_ms"):
             facts[name] = getattr(attempt.completion, name)
+        facts["scores"] = dict(attempt.completion.scores)
     return facts
 
 
@@ -164,36 +188,79 @@ class Answer:
     @property
     def payload(self) -> Any:
         """The accepted answer as a framework knows it; opaque to the core."""
-        completion = self.trace.attempts[-1].completion
+        completion = self.trace.accepted.completion
         return None if completion is None else completion.payload
 
 
 @dataclass(frozen=True, slots=True)
-class Rung:
-    """One step of a ladder: call `tier`, return its answer if its score reaches `threshold`.
+class Term:
+    """One summand of a `Confidence`: ``weight * log-odds(evidence kind of tier) * (2 agreement(tier, other) - 1)``.
 
     Attributes:
-        threshold: in [0, 1]; None accepts every answer without looking.
-        score: which evidence is compared; None only together with threshold None.
+        kind: which evidence of the answer of `tier`; None leaves the factor out.
+        other: the tier whose answer is compared with that of `tier`; None leaves the factor out.
+    """
+
+    weight: float
+    tier: str
+    kind: str | None = None
+    other: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind is None and self.other is None:
+            raise PortfolioError(f"term of {self.tier!r}: needs a kind of evidence, another tier, or both")
+        _finite_number(self.weight, f"term of {self.tier!r}: weight")
+
+
+@dataclass(frozen=True, slots=True)
+class Confidence:
+    """A calibrated confidence in the answer of one tier: a logistic curve or a table over a sum of terms.
+
+    Attributes:
+        knots: rising (sum, probability) pairs, interpolated between and constant outside; empty for the logistic
+            curve ``1 / (1 + exp(-sum))``.
+    """
+
+    tier: str
+    terms: tuple[Term, ...]
+    intercept: float = 0.0
+    knots: tuple[tuple[float, float], ...] = ()
+
+    def __post_init__(self) -> None:
+        _finite_number(self.intercept, f"confidence in {self.tier!r}: intercept")
+        if any(after[0] <= before[0] for before, after in zip(self.knots, self.knots[1:], strict=False)):
+            raise PortfolioError(f"confidence in {self.tier!r}: knots must rise strictly")
+        if not all(isfinite(place) and 0 <= value <= 1 for place, value in self.knots):
+            raise PortfolioError(f"confidence in {self.tier!r}: knots must be finite, with probabilities in [0, 1]")
+
+    @classmethod
+    def plain(cls, tier: str, kind: str = "confidence") -> Confidence:
+        """One kind of evidence as it is."""
+        return cls(tier, (Term(1.0, tier, kind),))
+
+
+@dataclass(frozen=True, slots=True)
+class Rung:
+    """One step of a ladder: call `tier`, then return the best answer there is if its confidence reaches `threshold`.
+
+    Attributes:
+        threshold: in [0, 1]; None accepts the answer of `tier` without looking.
+        confidences: of the answers that may be returned at this step: that of `tier`, or of any tier before it too;
+            none with a threshold of 1 where the answer is only evidence for a later step.
     """
 
     tier: str
     threshold: float | None = None
-    score: ScoreKind | None = None
+    confidences: tuple[Confidence, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.score not in (None, *get_args(ScoreKind)):
-            raise PortfolioError(f"rung {self.tier!r}: score {self.score!r} is unknown")
         if self.threshold is None:
             return
-        if (
-            isinstance(self.threshold, bool)
-            or not isinstance(self.threshold, int | float)
-            or not 0 <= self.threshold <= 1
-        ):
+        _finite_number(self.threshold, f"rung {self.tier!r}: threshold")
+        if not 0 <= self.threshold <= 1:
             raise PortfolioError(f"rung {self.tier!r}: threshold must be a number in [0, 1], got {self.threshold!r}")
-        if self.score is None:
-            raise PortfolioError(f"rung {self.tier!r}: a threshold needs a score to be compared with it")
+        if self.threshold < 1 and not self.confidences:
+            raise PortfolioError(f"rung {self.tier!r}: a threshold needs a confidence to be compared with it")
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,13 +270,44 @@ class Policy:
     Attributes:
         frontier: the tier that answers whatever no rung accepted.
         ladders: task -> rungs, in the order in which they are tried; empty keeps the task on the frontier.
+        comparators: task -> name of what tells whether two answers agree; see `routenlp_plugins.evidence`.
+        models: tier -> the models its answers may come from; a tier that is not named may be any.
+        prompts: task -> fingerprints of the prompts that were certified; a task that is not named may have any.
+        void: why the frontier answers everything, or None.
     """
 
     frontier: str
     ladders: Mapping[str, tuple[Rung, ...]]
+    comparators: Mapping[str, str] = field(default_factory=dict)
+    models: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    prompts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    void: str | None = None
+
+    def __post_init__(self) -> None:
+        for task, rungs in self.ladders.items():
+            called: set[str] = set()
+            for rung in rungs:
+                if rung.tier in called or rung.tier == self.frontier:
+                    raise PortfolioError(f"task {task!r}: tier {rung.tier!r} is called twice")
+                called.add(rung.tier)
+                needed = {name for c in rung.confidences for name in _tiers_of(c)} - called
+                if needed:
+                    raise PortfolioError(
+                        f"task {task!r}: rung {rung.tier!r} looks at {', '.join(sorted(needed))} before it is called"
+                    )
 
     @property
     def tiers(self) -> tuple[str, ...]:
         """Names of all tiers that can be called, the frontier last."""
         below = dict.fromkeys(rung.tier for rungs in self.ladders.values() for rung in rungs)
         return (*below, self.frontier)
+
+
+def _tiers_of(confidence: Confidence) -> set[str]:
+    terms = confidence.terms
+    return {confidence.tier, *(t.tier for t in terms), *(t.other for t in terms if t.other is not None)}
+
+
+def _finite_number(value: object, what: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
+        raise PortfolioError(f"{what} must be a number, got {value!r}")

@@ -9,7 +9,7 @@ from typing import Any
 
 import openai
 import pytest
-from helpers import FRONTIER, MIDDLE, SMALL, portfolio, release
+from helpers import FRONTIER, MIDDLE, SMALL, gated, portfolio, release
 from langchain_core.caches import InMemoryCache
 from langchain_core.callbacks import BaseCallbackHandler, get_usage_metadata_callback
 from langchain_core.globals import set_llm_cache
@@ -54,7 +54,7 @@ class Scripted(BaseChatModel):
         return ChatResult(generations=[ChatGeneration(message=message)])
 
 
-GATED = release(Rung(SMALL, 0.5, "token_probability"))
+GATED = release(gated(SMALL, 0.5, "token_probability"))
 SURE, UNSURE = Scripted(model="small-model"), Scripted(model="small-model", logprob=-3.0)
 STRONG = Scripted(model="strong-model")
 
@@ -266,7 +266,7 @@ async def test_many_calls_at_once_keep_their_decisions_apart():
     def echo(call: Any) -> Completion:
         return Completion(call.query.text, confidence=float(call.query.text) / 100)
 
-    model = router(echo, echo, release(Rung(SMALL, 0.5, "confidence")))
+    model = router(echo, echo, release(gated(SMALL, 0.5, "confidence")))
     messages = await asyncio.gather(*(model.ainvoke(str(i)) for i in range(100)))
     assert [message.text for message in messages] == [str(i) for i in range(100)]
     tiers = [message.response_metadata["routenlp"]["tier"] for message in messages]
@@ -297,7 +297,7 @@ def test_tiers_that_the_policy_never_calls_may_be_left_out():
 
 
 def test_two_policies_have_different_cache_keys():
-    one, other = router(), router(used=release(Rung(SMALL, 0.6, "token_probability")))
+    one, other = router(), router(used=release(gated(SMALL, 0.6, "token_probability")))
     assert one._get_llm_string() != other._get_llm_string()
     assert one._get_llm_string() == router()._get_llm_string()
 
@@ -365,7 +365,7 @@ def test_log_probabilities_that_cannot_be_read_are_missing_evidence(reported, sc
 
     attempt = router(Odd(model="odd")).invoke("hi").response_metadata["routenlp"]["attempts"][0]
     assert attempt["error"] is None
-    assert attempt["score"] == (None if score is None else pytest.approx(score, abs=1e-4))
+    assert attempt["calibrated_confidence"] == (None if score is None else pytest.approx(score, abs=1e-4))
     assert router(UNSURE, Odd(model="odd")).invoke("hi").text == "odd"
 
 

@@ -33,7 +33,7 @@ def options(tmp_path, monkeypatch):
 
 def run(options: DemoOptions, capsys: pytest.CaptureFixture[str]) -> str:
     facts = run_demo(options, Console())
-    assert json.loads(json.dumps(facts))["certificate"]["alpha"] == 0.05
+    assert json.loads(json.dumps(facts))["certificate"]["level"] == 0.05
     return " ".join(capsys.readouterr().out.split())
 
 

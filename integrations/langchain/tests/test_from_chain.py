@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from helpers import FRONTIER, SMALL, portfolio, release
+from helpers import FRONTIER, SMALL, gated, portfolio, release
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.messages import AIMessage
 from langchain_core.output_parsers import JsonOutputParser, StrOutputParser
@@ -152,7 +152,7 @@ def test_requests_to_the_endpoint_are_the_same(server, build):
 
 def test_the_cheap_tier_answers_in_the_place_of_the_model(server):
     small = ScriptedTier(default=Completion("small says", confidence=0.9))
-    routed = RouterRunnable.from_chain(sequence(server), {SMALL: small}, release(Rung(SMALL, 0.5, "confidence")))
+    routed = RouterRunnable.from_chain(sequence(server), {SMALL: small}, release(gated(SMALL, 0.5, "confidence")))
     assert routed.invoke(INPUTS[0]) == "small says"
     assert "".join(routed.stream(INPUTS[0])) == "small says"
     (call, _) = small.calls

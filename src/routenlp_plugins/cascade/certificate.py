@@ -1,90 +1,117 @@
-"""What was proved about a policy, and how: the test on the certification split."""
+"""What was proved about a policy, and how: the tests on the certification split."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 from math import ceil
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import DataError
-from ..evaluate.table import TaskTable
-from .bounds import binomial_p_value, binomial_upper_bound, fixed_sequence, labels_needed, smallest_sample
-from .search import Candidate, climb, violations
+from ..evaluate.table import TaskTable, unit_interval
+from .bounds import (
+    betting_p_value,
+    binomial_p_value,
+    binomial_upper_bound,
+    fallback,
+    fixed_sequence,
+    labels_needed,
+    labels_needed_for_mean,
+)
+from .ladders import climb
+from .risks import Answered, Retention, Risk, SelectiveViolation, risk_of
+from .search import Candidate, Path
 
-__all__ = ["METHOD", "RISK", "RISK_OF_GROUPS", "Certificate", "TaskCertificate", "certify"]
+__all__ = ["Certificate", "Proof", "certify"]
 
-RISK = "P(answer accepted below the frontier and its quality < tau)"
-RISK_OF_GROUPS = f"{RISK}, for a query drawn from a random group,"
-METHOD = "fixed sequence of exact binomial tests on a path ordered on a separate split"
+Scope = Literal["each task", "all tasks pooled"]
+
+BINOMIAL = "exact binomial tests"
+BETTING = "betting tests"
+PATHS = "in a fixed sequence along paths ordered on a separate split"
+TABLE_SHARE = 0.1
+"""Share of delta that goes to the task table first, if a tier is safe enough to answer everything."""
+BOUND_LEVELS = 250
+TOO_MANY = 30
+"""Times the rows at hand beyond which a number of labels needed is noise."""
 
 
 @dataclass(frozen=True, slots=True)
-class TaskCertificate:
-    """What was proved for one task.
+class Proof:
+    """What was proved for a task, or for several tasks pooled.
 
     Attributes:
-        status: "certified", or "frontier" where the task stays on the frontier and nothing needs a proof.
+        status: "certified", or "frontier" where the tasks stay on the frontier and nothing needs a proof.
         reason: why, in a sentence.
-        tau: quality floor.
         n: rows of the certification split, one a query or group.
-        violations: of the chosen policy among them; of the safest candidate where none passed.
-        upper_bound: exact binomial upper bound of the risk at level 1 - delta; what is proved is risk <= alpha.
-        delta: this task's share.
-        candidates, tested: policies on the path, and how many of them were tested.
-        labels_needed: certification rows with which the safest candidate would pass with 80 % power if its
-            risk is what it seems to be; None where none would do, or none are missing.
-        cost_ratio: mean cost against always-frontier on the certification split; an estimate, not proved.
+        estimate: the risk of the chosen policy among them; of the best candidate where none passed.
+        bound: of its risk at level 1 - delta; what is proved is the level asked for.
+        delta: the share that was spent here.
+        candidates, tested: policies on the paths, and how many of them were tested.
+        labels_needed: certification rows with which the best candidate would pass with 80 % power if its risk is what
+            it seems to be; None where none would do, or none are missing.
+        cost_ratio: against always-frontier, on rows that nothing was decided on; None where there are none.
+        cost_interval: of that ratio at 95 %, asymptotic.
     """
 
-    task: str
+    tasks: tuple[str, ...]
     status: Literal["certified", "frontier"]
     reason: str
-    tau: float
     n: int
-    violations: int | None = None
-    upper_bound: float | None = None
+    estimate: float | None = None
+    bound: float | None = None
     delta: float | None = None
     candidates: int = 0
     tested: int = 0
     labels_needed: int | None = None
-    cost_ratio: float = 1.0
+    cost_ratio: float | None = None
+    cost_interval: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Certificate:
     """What was proved about a policy: with probability at least 1 - delta over the drawing of the certification
-    split, the risk of every task is at most alpha, all tasks simultaneously.
+    split, the promise holds for every proof's tasks, all proofs simultaneously.
 
     Attributes:
+        risk, level: what is bounded, and by how much.
+        scope: whether each task keeps the promise, or the stream of all tasks together.
         data_hash: SHA-256 of the outcomes; see `routenlp_plugins.evaluate.table.data_hash`.
-        seed, ordering_share: what the split can be made again from; see `routenlp_plugins.evaluate.table.split`.
+        seed, ordering, reporting: what the split can be made again from; see `routenlp_plugins.evaluate.table.split`.
+        portfolio, policy: fingerprints of what it speaks about.
         date: day of the proof, ISO 8601.
+        groups: whether rows carried groups; it speaks of a query drawn from a random group then.
     """
 
-    alpha: float
+    risk: str
+    level: float
     delta: float
-    tasks: tuple[TaskCertificate, ...]
+    proofs: tuple[Proof, ...]
     data_hash: str
     seed: int
-    ordering_share: float
+    ordering: float
+    reporting: float
+    portfolio: str
+    policy: str
     date: str
-    risk: str = RISK
-    method: str = METHOD
+    method: str
+    scope: Scope = "each task"
+    groups: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("alpha", "delta"):
-            value = getattr(self, name)
-            if not isinstance(value, float) or not 0 < value < 1:
-                raise DataError(f"certificate: {name} must be strictly between 0 and 1, got {value!r}")
+        risk_of(self.risk, self.level)
+        if not isinstance(self.delta, float) or not 0 < self.delta < 1:
+            raise DataError(f"certificate: delta must be strictly between 0 and 1, got {self.delta!r}")
 
     @property
     def certified(self) -> tuple[str, ...]:
-        """Names of the tasks that left the frontier."""
-        return tuple(task.task for task in self.tasks if task.status == "certified")
+        """Names of the tasks that may leave the frontier."""
+        return tuple(task for proof in self.proofs if proof.status == "certified" for task in proof.tasks)
 
     @property
     def status(self) -> Literal["certified", "frontier only"]:
@@ -94,28 +121,33 @@ class Certificate:
     @property
     def claim(self) -> str:
         """What is promised, in a sentence."""
-        return f"{self.risk} <= {self.alpha:g} for every task, with probability {1 - self.delta:g}"
+        where = "for every task" if self.scope == "each task" else "over all tasks pooled"
+        drawn = " of a query drawn from a random group" if self.groups else ""
+        return f"{risk_of(self.risk, self.level).claim}{drawn} {where}, with probability {1 - self.delta:g}"
 
     @property
     def obstacles(self) -> dict[str, tuple[str, ...]]:
         """Why tasks stay on the frontier and what would change that: sentence -> names of tasks."""
         names: dict[str, tuple[str, ...]] = {}
-        for task in self.tasks:
-            if task.status == "frontier":
-                sentence = f"{task.reason}{self._remedy(task)}"
-                names[sentence] = (*names.get(sentence, ()), task.task)
+        for proof in self.proofs:
+            if proof.status == "frontier":
+                sentence = f"{proof.reason}{self._remedy(proof)}"
+                names[sentence] = (*names.get(sentence, ()), *proof.tasks)
         return names
 
-    def _remedy(self, task: TaskCertificate) -> str:
-        bound = "" if task.upper_bound is None else f" (best bound reached: {task.upper_bound:.4f})"
-        if task.labels_needed:
-            in_all = ceil(task.labels_needed / (1 - self.ordering_share))
-            return f"{bound}; about {task.labels_needed} certification rows would do, {in_all} outcomes in all"
-        return f"{bound}; more outcomes would not help" if task.tested else bound
+    def _remedy(self, proof: Proof) -> str:
+        bound = "" if proof.bound is None else f" (best bound reached: {proof.bound:.4f})"
+        if proof.labels_needed and proof.labels_needed > TOO_MANY * proof.n:
+            return f"{bound}; the estimate is too near to what is asked for to say how many rows would do"
+        if proof.labels_needed:
+            in_all = ceil(proof.labels_needed / (1 - self.ordering - self.reporting))
+            return f"{bound}; about {proof.labels_needed} certification rows would do, {in_all} outcomes in all"
+        return f"{bound}; more outcomes would not help" if proof.tested else bound
 
     def as_dict(self) -> dict[str, Any]:
         """In JSON types; `from_dict` reads it back."""
-        return asdict(self) | {"tasks": [asdict(task) for task in self.tasks], "status": self.status}
+        facts: dict[str, Any] = json.loads(json.dumps(asdict(self) | {"status": self.status}))
+        return facts
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Certificate:
@@ -138,57 +170,78 @@ class Certificate:
             raise DataError(f"certificate: {first_problem(error)}") from None
 
 
-def certify(
-    paths: Mapping[str, Sequence[Candidate]], tables: Mapping[str, TaskTable], alpha: float, delta: float
-) -> tuple[dict[str, Candidate], tuple[TaskCertificate, ...]]:
-    """Test each task's path, safest first, and keep the cheapest policy that passed.
+@dataclass(frozen=True)
+class Stream:
+    """The certification rows of the tasks that one proof speaks about, in order of a hash of their units."""
 
-    delta is shared equally by the tasks that have a path and rows enough to pass at all; both are known before
-    any quality of the certification split is looked at.
+    tables: Mapping[str, TaskTable]
+
+    def __len__(self) -> int:
+        return sum(map(len, self.tables.values()))
+
+    @cached_property
+    def order(self) -> NDArray[np.intp]:
+        """(n,) positions in the concatenated tables."""
+        draws = [unit_interval(table.units, 0, f"order of {task}") for task, table in self.tables.items()]
+        return np.argsort(np.concatenate(draws), kind="stable")
+
+    def under(self, candidate: Mapping[str, Candidate]) -> Answered:
+        """What a policy does on it; a task without a candidate stays on the frontier."""
+        parts = [
+            Answered.of(table, *climb(table, candidate[task].rungs if task in candidate else ()))
+            for task, table in self.tables.items()
+        ]
+        return Answered.together(parts, self.order)
+
+
+def certify(
+    risk: Risk, streams: Sequence[tuple[Stream, Sequence[Path]]], delta: float
+) -> tuple[dict[str, Candidate], tuple[Proof, ...]]:
+    """Test each stream's paths, safest first, and keep the cheapest policy that passed.
+
+    delta is shared equally by the streams that have a path and rows enough to pass at all; both are known before any
+    quality of the certification split is looked at.
 
     Args:
-        paths: task -> candidates by rising estimated risk, found on other rows than `tables`.
-        tables: task -> certification split, one row a unit.
+        streams: certification rows with the paths found on other rows.
 
     Returns:
-        The policies that passed, by task, and one certificate a task.
+        The candidates that passed, by task, and one proof a stream.
     """
-    contenders = _contenders({task: len(table) for task, table in tables.items() if paths.get(task)}, alpha, delta)
+    contenders = _contenders(risk, [len(s) if any(paths) else 0 for s, paths in streams], delta)
     chosen: dict[str, Candidate] = {}
-    certificates = []
-    for task, table in tables.items():
-        path = paths.get(task, ())
+    proofs = []
+    for place, (stream, paths) in enumerate(streams):
         share = delta / max(len(contenders), 1)
-        if task not in contenders:
-            certificates.append(_hopeless(table, len(path), alpha, delta / (len(contenders) + 1)))
+        if place in contenders:
+            candidate, proof = _tested(risk, stream, paths, share)
+            chosen.update(candidate)
         else:
-            candidate, certificate = _tested(table, path, alpha, share)
-            certificates.append(certificate)
-            if candidate is not None:
-                chosen[task] = candidate
-    return chosen, tuple(certificates)
+            proof = _hopeless(risk, stream, paths, delta / (len(contenders) + 1))
+        proofs.append(proof)
+    return chosen, tuple(proofs)
 
 
-def _contenders(sizes: Mapping[str, int], alpha: float, delta: float) -> set[str]:
-    """The largest set of tasks that each have rows enough for their equal share of delta."""
-    ranked = sorted(sizes, key=lambda task: -sizes[task])
-    fits = [m for m, task in enumerate(ranked, start=1) if sizes[task] >= smallest_sample(alpha, delta / m)]
+def _contenders(risk: Risk, sizes: Sequence[int], delta: float) -> set[int]:
+    """The largest set of streams that each have rows enough for their equal share of delta."""
+    ranked = sorted(range(len(sizes)), key=lambda place: -sizes[place])
+    fits = [m for m, place in enumerate(ranked, start=1) if sizes[place] >= max(risk.fewest_rows(delta / m), 1)]
     return set(ranked[: max(fits, default=0)])
 
 
-def _hopeless(table: TaskTable, candidates: int, alpha: float, share: float) -> TaskCertificate:
-    """Why a task is not tested at all."""
-    needed = smallest_sample(alpha, share)
-    below = table.tiers[:-1]
-    mute = [tier for tier, kind in zip(below, table.kinds, strict=True) if kind is None]
+def _hopeless(risk: Risk, stream: Stream, paths: Sequence[Path], share: float) -> Proof:
+    """Why a stream is not tested at all."""
+    needed = risk.fewest_rows(share)
+    tables = stream.tables.values()
+    mute = sorted({t for table in tables for t in table.tiers[:-1] if not table.kinds(t)})
     labels: int | None = None
-    if not below:
+    if all(len(table.tiers) < 2 for table in tables):
         reason = "no tier below the frontier has outcomes for it"
-    elif len(table) < needed:
+    elif len(stream) < needed:
         labels = needed
         reason = (
-            f"{len(table)} certification rows; even without a violation {needed} are needed "
-            f"to exclude a risk of {alpha:g} at level {share:.4g}"
+            f"{len(stream)} certification rows; even a policy without a single bad answer needs {needed} to show "
+            f"{risk.claim} at level {share:.4g}"
         )
     else:
         reason = "no policy below the frontier looked cheap and safe enough on the ordering split"
@@ -197,43 +250,138 @@ def _hopeless(table: TaskTable, candidates: int, alpha: float, share: float) -> 
                 f"; {', '.join(mute)} came without confidence or log-probabilities, so that its answers cannot be told "
                 "apart: have them recorded (logprobs=True)"
             )
-    return TaskCertificate(
-        table.task,
+    length = sum(map(len, paths))
+    return Proof(
+        tuple(stream.tables),
         "frontier",
         reason,
-        table.tau,
-        len(table),
-        delta=share if candidates else None,
-        candidates=candidates,
+        len(stream),
+        delta=share if length else None,
+        candidates=length,
         labels_needed=labels,
     )
 
 
-def _tested(
-    table: TaskTable, path: Sequence[Candidate], alpha: float, share: float
-) -> tuple[Candidate | None, TaskCertificate]:
-    n = len(table)
-    climbs = [climb(table, candidate.rungs) for candidate in path]
-    counts = [int(violations(table, answered).sum()) for answered, _ in climbs]
-    passed = fixed_sequence(binomial_p_value(counts, n, alpha), share)
-    best = max(passed - 1, 0)
+def _tested(risk: Risk, stream: Stream, paths: Sequence[Path], share: float) -> tuple[dict[str, Candidate], Proof]:
+    paths = [path for path in paths if path]
+    shares = [1.0] if len(paths) == 1 else [TABLE_SHARE, 1 - TABLE_SHARE]
+    tests = [_Test(risk, stream, path) for path in paths]
+    passed = fallback([test.passed for test in tests], shares, share)
+    spent = [test.level or 0.0 for test in tests]
+    last = [(paths[i][p - 1], i) for i, p in enumerate(passed) if p]
     facts: dict[str, Any] = {
-        "violations": counts[best],
-        "upper_bound": binomial_upper_bound(counts[best], n, share),
-        "delta": share,
-        "candidates": len(path),
-        "tested": min(passed + 1, len(path)),
+        "candidates": sum(map(len, paths)),
+        "tested": sum(min(p + 1, len(path)) for p, path in zip(passed, paths, strict=True)),
     }
-    if not passed:
-        needed = labels_needed(counts[0] / n, alpha, share)
-        reason = (
-            f"the safest candidate had {_violations(counts[0])} in {n} rows; its risk is not shown to be <= {alpha:g}"
+    if not last:
+        best = min(range(len(paths)), key=lambda i: tests[i].excess_of_first)
+        rows = stream.under(paths[best][0].candidates)
+        found = f"{risk.estimate(rows):.4f} in {len(stream)} rows"
+        reason = f"the safest candidate is at {found}; {risk.claim} is not shown"
+        return {}, Proof(
+            tuple(stream.tables),
+            "frontier",
+            reason,
+            len(stream),
+            estimate=risk.estimate(rows),
+            bound=_bound(risk, rows, spent[best], paths[best][0].second_moment),
+            delta=share,
+            labels_needed=_labels_needed(risk, rows, spent[best]),
+            **facts,
         )
-        return None, TaskCertificate(table.task, "frontier", reason, table.tau, n, labels_needed=needed, **facts)
-    ratio = float(climbs[best][1].mean() / np.mean(table.cost[:, -1]))
-    reason = f"{_violations(counts[best])} in {n} rows exclude a risk above {alpha:g} at level {share:.4g}"
-    return path[best], TaskCertificate(table.task, "certified", reason, table.tau, n, cost_ratio=ratio, **facts)
+    point, i = min(last, key=lambda found: found[0].cost)
+    rows = stream.under(point.candidates)
+    estimate = risk.estimate(rows)
+    reason = f"{estimate:.4f} in {len(stream)} rows shows {risk.claim} at level {spent[i]:.4g}"
+    return dict(point.candidates), Proof(
+        tuple(stream.tables),
+        "certified",
+        reason,
+        len(stream),
+        estimate=estimate,
+        bound=_bound(risk, rows, spent[i], point.second_moment),
+        delta=share,
+        **facts,
+    )
 
 
-def _violations(count: int) -> str:
-    return f"{count} violation{'' if count == 1 else 's'}"
+class _Test:
+    """A path on its certification rows: each candidate is looked at only if those before it have passed."""
+
+    BATCH = 8
+
+    def __init__(self, risk: Risk, stream: Stream, path: Path) -> None:
+        self.risk = risk
+        self.stream = stream
+        self.path = path
+        self.level: float | None = None
+
+    def passed(self, level: float) -> tuple[int, int]:
+        """How many candidates pass at this level, and how many there are."""
+        self.level = level
+        count = 0
+        for start in range(0, len(self.path), self.BATCH):
+            batch = [self.stream.under(point.candidates) for point in self.path[start : start + self.BATCH]]
+            moments = [point.second_moment for point in self.path[start : start + self.BATCH]]
+            found = fixed_sequence(p_values(self.risk, batch, level, moments), level)
+            count += found
+            if found < len(batch):
+                break
+        return count, len(self.path)
+
+    @property
+    def excess_of_first(self) -> float:
+        rows = self.stream.under(self.path[0].candidates)
+        return rows.mean(self.risk.excess(rows))
+
+
+def method(risk: Risk, weighted: bool) -> str:
+    """How the policies of a certificate were tested."""
+    exact = not weighted and not isinstance(risk, Retention)
+    return f"{BINOMIAL if exact else BETTING} {PATHS}"
+
+
+def p_values(
+    risk: Risk, policies: Sequence[Answered], delta: float, second_moments: Sequence[float] | None = None
+) -> NDArray[np.float64]:
+    """(m,) p-values of "the promise is broken", one a policy, on the same rows.
+
+    Exact binomial where a row counts as a violation or not and all rows have the same weight; bets otherwise. With
+    known propensities the excess is weighted by their inverse: its expectation among the selected rows has the sign of
+    that in the population.
+    """
+    weights = policies[0].weights
+    if not isinstance(risk, Retention) and (weights == weights[:1]).all():
+        trials = [int(rows.below.sum()) if isinstance(risk, SelectiveViolation) else len(weights) for rows in policies]
+        counts = [int(rows.violation.sum()) for rows in policies]
+        return np.array([binomial_p_value(c, n, risk.level) for c, n in zip(counts, trials, strict=True)])
+    scale = weights / weights.max()
+    excess = np.column_stack([scale * risk.excess(rows) for rows in policies])
+    return betting_p_value(excess, risk.largest, delta, second_moments)
+
+
+def _bound(risk: Risk, rows: Answered, delta: float, second_moment: float) -> float | None:
+    """The best level that these rows alone would show at 1 - delta."""
+    weights = rows.weights
+    if not isinstance(risk, Retention) and (weights == weights[:1]).all():
+        trials = int(rows.below.sum()) if isinstance(risk, SelectiveViolation) else len(weights)
+        return binomial_upper_bound(int(rows.violation.sum()), trials, delta)
+    levels = np.linspace(*((0.5, 1.0) if isinstance(risk, Retention) else (0.0, 0.5)), BOUND_LEVELS + 2)[1:-1]
+    at = [risk_of(risk.kind, float(level)) for level in levels]
+    scale = weights / weights.max()
+    excess = np.column_stack([scale * r.excess(rows) for r in at])
+    largest = np.array([r.largest for r in at])
+    shown = levels[betting_p_value(excess, largest, delta, np.full(len(at), second_moment)) <= delta]
+    if not len(shown):
+        return None
+    return float(shown.max() if isinstance(risk, Retention) else shown.min())
+
+
+def _labels_needed(risk: Risk, rows: Answered, delta: float) -> int | None:
+    if isinstance(risk, Retention):
+        excess = risk.excess(rows)
+        return labels_needed_for_mean(float(excess.mean()), float((excess**2).mean()), delta)
+    needed = labels_needed(risk.estimate(rows), risk.level, delta)
+    if needed is None or not isinstance(risk, SelectiveViolation):
+        return needed
+    return ceil(needed / max(rows.mean(rows.below), 1e-9))

@@ -1,175 +1,234 @@
 """From the ordering split to a short path of joint policies, safest first.
 
-A ladder is a choice of tiers below the frontier. All its thresholds move together: one level of the probability
-that an answer is good enough, translated into the score of each tier. So a path has one parameter however many
-tiers a ladder has, and a policy is tested end to end: separate tests per tier would add up to a multiple of alpha.
+Everything here is cross-fitted: a row is judged by confidences that have not seen it. What is kept is the Pareto
+front of cost and risk over all families; its confidences are then fitted on all rows of the split.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import combinations
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import sqrt
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import DataError
-from ..evaluate.table import TaskTable
+from ..evaluate.table import TaskTable, unit_interval
 from ..types import Rung
+from .calibration import FOLDS, Calibrated, calibrate
+from .ladders import joint_levels, judged, optimal_stopping, stopping_step
+from .risks import Answered, Risk
 
-__all__ = ["Candidate", "candidate_path", "climb", "violations"]
+__all__ = ["Candidate", "Path", "Point", "pooled_paths", "task_paths"]
 
-MAX_RUNGS = 3
-LEVELS = 96
-PATH_LENGTH = 24
-RISK_MARGIN = 1.25
-"""Candidates whose estimated risk is above this multiple of alpha are left out: they would hardly ever pass."""
+MAX_RUNGS = 4
+PATH_LENGTH = 50
+BEAM = 12
+TASK_TABLE = "task table"
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A ladder with thresholds and what it did on the ordering split.
+    """A ladder with thresholds for one task, and what it did on the ordering split.
 
     Attributes:
-        risk: share of violations.
+        excess, second_moment: mean of the excess over the risk's bound and of its square, cross-fitted.
         cost: mean USD of a query.
+        family: which family of policies it comes from.
     """
 
     rungs: tuple[Rung, ...]
-    risk: float
+    excess: float
+    second_moment: float
+    cost: float
+    family: str
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A policy on a path: a candidate for each task that leaves the frontier; means are over all tasks of the path."""
+
+    candidates: Mapping[str, Candidate]
+    excess: float
+    second_moment: float
     cost: float
 
+    @property
+    def signal(self) -> float:
+        """Mean excess in standard deviations: the lower it is, the fewer rows prove that the mean is below 0."""
+        return _signal(self)
 
-def climb(table: TaskTable, rungs: tuple[Rung, ...]) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
-    """What the flow does with these rungs on every row.
 
-    Returns:
-        (n,) column of the tier that answers, and (n,) USD of all attempts.
+Path = tuple[Point, ...]
+"""Policies by rising risk and falling cost."""
 
-    Raises:
-        DataError: a rung compares another kind of score than the table holds.
+
+def task_paths(table: TaskTable, risk: Risk, seed: int = 0) -> tuple[Path, Path]:
+    """The task table (one tier answers everything) and all cascades, each as a path of at most `PATH_LENGTH` policies.
+
+    A candidate must save a larger share of the cost than it loses of the quality: giving no answer at all to as many
+    queries would save as much, and no risk budget is a licence for that.
+
+    Args:
+        table: ordering split of one task.
+        seed: of the folds.
     """
-    answered = np.full(len(table), len(table.tiers) - 1, dtype=np.intp)
-    cost = np.zeros(len(table))
-    waiting = np.ones(len(table), dtype=np.bool_)
-    for rung in rungs:
-        column = table.tiers.index(rung.tier)
-        if rung.score not in (None, table.kinds[column]):
-            raise DataError(
-                f"task {table.task!r}: {rung.tier} is gated by {rung.score}, the table has {table.kinds[column]}"
-            )
-        cost[waiting] += table.cost[waiting, column]
-        accepted = waiting & ~table.failed[:, column]
-        if rung.threshold is not None:
-            accepted &= table.score[:, column] >= rung.threshold
-        answered[accepted] = column
-        waiting &= ~accepted
-    cost[waiting] += table.cost[waiting, -1]
-    return answered, cost
+    front = _front(table, risk, seed)
+    points = [Point({table.task: c}, c.excess, c.second_moment, c.cost) for c in front]
+    return (
+        _path([point for point, c in zip(points, front, strict=True) if c.family == TASK_TABLE]),
+        _path([point for point, c in zip(points, front, strict=True) if c.family != TASK_TABLE]),
+    )
 
 
-def violations(table: TaskTable, answered: NDArray[np.intp]) -> NDArray[np.bool_]:
-    """(n,) whether the answer came from below the frontier and is not known to reach tau."""
-    quality = table.quality[np.arange(len(table)), answered]
-    return (answered < len(table.tiers) - 1) & ~(quality >= table.tau)
+def pooled_paths(tables: Mapping[str, TaskTable], risk: Risk, seed: int = 0) -> tuple[Path, Path]:
+    """The same for all tasks as one stream: at each price of risk every task takes what is best for it there."""
+    n = sum(map(len, tables.values()))
+    options: dict[str, list[Candidate]] = {}
+    for task, table in tables.items():
+        at_frontier = np.full(len(table), len(table.tiers) - 1, dtype=np.intp)
+        stay = _measured(Answered.of(table, at_frontier, table.cost[:, -1]), risk, (), "")
+        options[task] = [stay, *_front(table, risk, seed)]
+    paths = []
+    for families in ((TASK_TABLE,), tuple({c.family for found in options.values() for c in found} - {TASK_TABLE})):
+        points: dict[tuple[int, ...], Point] = {}
+        mine = {task: [c for c in found if c.family in ("", *families)] for task, found in options.items()}
+        unit = max(found[0].cost for found in mine.values()) or 1.0
+        for price in unit * np.geomspace(0.01, 1e4, 4 * PATH_LENGTH):
+            best = {task: min(found, key=lambda c: c.cost + price * c.excess) for task, found in mine.items()}
+            key = tuple(mine[task].index(c) for task, c in best.items())
+            if any(key) and key not in points:
+                share = {task: len(tables[task]) / n for task in best}
+                sums = [
+                    sum(share[task] * getattr(c, name) for task, c in best.items())
+                    for name in ("excess", "second_moment", "cost")
+                ]
+                points[key] = Point({task: c for task, c in best.items() if c.rungs}, *sums)
+        paths.append(_path([p for p in points.values() if p.excess <= _margin(risk)]))
+    return paths[0], paths[1]
 
 
-def candidate_path(table: TaskTable, alpha: float) -> tuple[Candidate, ...]:
-    """At most `PATH_LENGTH` candidates on the cost-risk Pareto front of the ordering split, by rising risk.
+def _signal(policy: Candidate | Point) -> float:
+    return policy.excess / sqrt(max(policy.second_moment, 1e-12))
 
-    A candidate must save a larger share of the cost than its risk: giving no answer at all to as many queries would
-    save as much, and alpha is no licence for that.
-    """
-    if not len(table):
-        return ()
-    frontier_cost = float(table.cost[:, -1].mean())
-    candidates = [_measured(table, rungs) for rungs in _ladders(table)]
-    useful = [c for c in candidates if c.cost < (1 - c.risk) * frontier_cost and c.risk <= RISK_MARGIN * alpha]
-    front: list[Candidate] = []
-    for candidate in sorted(useful, key=lambda c: (c.risk, c.cost, len(c.rungs))):
-        if not front or candidate.cost < front[-1].cost:
-            front.append(candidate)
+
+def _path(points: Iterable[Point]) -> Path:
+    """The Pareto front of cost and excess, thinned out evenly along the excess."""
+    front: list[Point] = []
+    for point in sorted(points, key=lambda p: (p.signal, p.cost)):
+        if not front or point.cost < front[-1].cost:
+            front.append(point)
     if len(front) > PATH_LENGTH:
-        risks = [candidate.risk for candidate in front]
-        keep = np.unique(np.searchsorted(risks, np.linspace(risks[0], risks[-1], PATH_LENGTH)))
+        at = [point.signal for point in front]
+        keep = np.unique(np.searchsorted(at, np.linspace(at[0], at[-1], PATH_LENGTH)).clip(0, len(front) - 1))
         front = [front[i] for i in keep]
     return tuple(front)
 
 
-def _measured(table: TaskTable, rungs: tuple[Rung, ...]) -> Candidate:
-    answered, cost = climb(table, rungs)
-    return Candidate(rungs, risk=float(violations(table, answered).mean()), cost=float(cost.mean()))
+def _front(table: TaskTable, risk: Risk, seed: int) -> list[Candidate]:
+    """All candidates that no other beats in both cost and excess."""
+    if not len(table) or len(table.tiers) < 2:
+        return []
+    front: list[Candidate] = []
+    for candidate in sorted(_Search(table, risk, seed).candidates(), key=lambda c: (_signal(c), c.cost, len(c.rungs))):
+        if not front or candidate.cost < front[-1].cost:
+            front.append(candidate)
+    return front
 
 
-def _ladders(table: TaskTable) -> Iterator[tuple[Rung, ...]]:
-    below = range(len(table.tiers) - 1)
-    maps = [_GoodAnswer.fitted(table, column) for column in below]
-    for size in range(1, min(MAX_RUNGS, len(below)) + 1):
-        for columns in combinations(below, size):
-            yield from _joint_thresholds(table, columns, maps)
+def _measured(rows: Answered, risk: Risk, rungs: tuple[Rung, ...], family: str) -> Candidate:
+    excess = risk.excess(rows)
+    return Candidate(rungs, rows.mean(excess), rows.mean(excess**2), rows.mean(rows.cost), family)
 
 
-def _joint_thresholds(
-    table: TaskTable, columns: tuple[int, ...], maps: list[_GoodAnswer | None]
-) -> Iterator[tuple[Rung, ...]]:
-    """The ladder of these columns at every level, with and without a threshold on its last rung."""
-    *gates, last = columns
-    fitted = [(column, good) for column in columns if (good := maps[column]) is not None]
-    if any(maps[column] is None for column in gates):
-        return
-    if not gates:
-        yield (Rung(table.tiers[last]),)
-    for level in _levels(table, fitted):
-        rungs = tuple(Rung(table.tiers[column], good.threshold(level), table.kinds[column]) for column, good in fitted)
-        if maps[last] is not None:
-            yield rungs
-        if gates:
-            yield (*rungs[: len(gates)], Rung(table.tiers[last]))
+def _margin(risk: Risk) -> float:
+    """Estimated excess above which a candidate would hardly ever pass."""
+    return 0.25 * min(1 - risk.level, risk.level)
 
 
-def _levels(table: TaskTable, fitted: list[tuple[int, _GoodAnswer]]) -> NDArray[np.float64]:
-    if not fitted:
-        return np.array([])
-    seen = np.concatenate([good.probability(_finite(table.score[:, column])) for column, good in fitted])
-    return np.unique(np.quantile(seen, np.linspace(0, 1, LEVELS)))
+class _Search:
+    def __init__(self, table: TaskTable, risk: Risk, seed: int) -> None:
+        self.table = table
+        self.risk = risk
+        self.rows = np.arange(len(table))
+        self.folds = (unit_interval(table.units, seed, "fold") * FOLDS).astype(np.intp)
+        self.targets = [risk.target(table, column) for column in range(len(table.tiers))]
+        self.known: dict[tuple[str, frozenset[str]], Calibrated | None] = {}
+
+    def candidates(self) -> Iterator[Candidate]:
+        below = self.table.tiers[:-1]
+        for tier in below:
+            yield from self._at_all_levels([tier], None, TASK_TABLE)
+        ladders: list[tuple[str, ...]] = [(tier,) for tier in below]
+        for size in range(1, min(MAX_RUNGS, len(below)) + 1):
+            found: dict[tuple[str, ...], float] = {}
+            for tiers in ladders:
+                mine = self._ladder(tiers, agreement=False)
+                if size > 1:
+                    mine += self._ladder(tiers, agreement=True)
+                found[tiers] = _area(mine)
+                yield from mine
+            best = sorted(found, key=lambda tiers: found[tiers])[:BEAM]
+            longer = {
+                tuple(sorted((*tiers, tier), key=below.index)) for tiers in best for tier in below if tier not in tiers
+            }
+            ladders = sorted(longer)
+
+    def _ladder(self, tiers: tuple[str, ...], *, agreement: bool) -> list[Candidate]:
+        steps: list[list[Calibrated]] = []
+        for j, tier in enumerate(tiers):
+            called = tiers[: j + 1]
+            asked = called if agreement else (tier,)
+            models = [self._calibrated(name, called if agreement else (name,)) for name in asked]
+            steps.append([model for model in models if model is not None])
+        if not steps[-1]:
+            return []
+        # a step without evidence only calls, for what its answer will tell about later ones
+        name = "best of all answers, agreement" if agreement else "last answer, own evidence"
+        return list(self._at_all_levels(list(tiers), steps, name))
+
+    def _calibrated(self, tier: str, called: tuple[str, ...]) -> Calibrated | None:
+        key = (tier, frozenset(called))
+        if key not in self.known:
+            column = self.table.tiers.index(tier)
+            self.known[key] = calibrate(self.table, tier, called, self.targets[column], self.folds)
+        return self.known[key]
+
+    def _at_all_levels(
+        self, tiers: list[str], steps: Sequence[Sequence[Calibrated]] | None, family: str
+    ) -> Iterator[Candidate]:
+        if steps is None:
+            ladder = judged(self.table, tiers, [[(tiers[0], np.ones(len(self.table)))]])
+            thresholds = [np.array([1.0])]
+        else:
+            # thresholds belong to the confidences that will serve, what they achieve is seen by the cross-fitted ones
+            served = judged(self.table, tiers, [[(c.confidence.tier, c.fitted) for c in step] for step in steps])
+            ladder = judged(self.table, tiers, [[(c.confidence.tier, c.held_out) for c in step] for step in steps])
+            thresholds = [*joint_levels(served)]
+            if len(tiers) > 1:
+                thresholds += optimal_stopping(self.table, served, self.risk)
+        always, margin = self.table.cost[:, -1], _margin(self.risk)
+        for levels in thresholds:
+            step = stopping_step(ladder.confidence, levels)
+            rows = Answered.of(self.table, ladder.column[self.rows, step], ladder.cost[self.rows, step])
+            found = _measured(rows, self.risk, (), family)
+            if found.excess <= margin and found.cost < (1 - self.risk.lost(rows)) * rows.mean(always):
+                yield replace(found, rungs=_rungs(tiers, levels, steps))
 
 
-def _finite(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    return values[np.isfinite(values)]
+def _area(candidates: Sequence[Candidate]) -> float:
+    """Mean over risk levels of the cheapest cost up to there: how useful a ladder is to go on from."""
+    if not candidates:
+        return np.inf
+    return min(candidate.cost for candidate in candidates)
 
 
-@dataclass(frozen=True, slots=True)
-class _GoodAnswer:
-    """P(quality >= tau | score) as a logistic curve in the log-odds of the score; rising, so it can be inverted."""
-
-    slope: float
-    intercept: float
-
-    @classmethod
-    def fitted(cls, table: TaskTable, column: int) -> _GoodAnswer | None:
-        """None where the score tells nothing: too little of it, or not rising with quality."""
-        from sklearn.linear_model import LogisticRegression
-
-        score, quality = table.score[:, column], table.quality[:, column]
-        known = np.isfinite(score)
-        good = quality[known] >= table.tau
-        if known.sum() < 2 or np.ptp(score[known]) == 0:
-            return None
-        if good.all() or not good.any():
-            return cls(slope=1.0, intercept=0.0)  # one class only: order by score, the test decides
-        model = LogisticRegression(C=100.0).fit(_log_odds(score[known])[:, None], good)
-        slope = float(model.coef_[0, 0])
-        return cls(slope, float(model.intercept_[0])) if slope > 1e-6 else None
-
-    def probability(self, score: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.asarray(1 / (1 + np.exp(-(self.slope * _log_odds(score) + self.intercept))))
-
-    def threshold(self, level: float) -> float:
-        log_odds = (float(_log_odds(np.array([level]))[0]) - self.intercept) / self.slope
-        return float(1 / (1 + np.exp(-np.clip(log_odds, -40, 40))))
-
-
-def _log_odds(probability: NDArray[np.float64]) -> NDArray[np.float64]:
-    inside = np.clip(probability, 1e-9, 1 - 1e-9)
-    return np.asarray(np.log(inside) - np.log1p(-inside))
+def _rungs(
+    tiers: Sequence[str], thresholds: NDArray[np.float64], steps: Sequence[Sequence[Calibrated]] | None
+) -> tuple[Rung, ...]:
+    if steps is None:
+        return (Rung(tiers[0]),)
+    return tuple(
+        Rung(tier, float(min(threshold, 1.0)) if step else 1.0, tuple(c.confidence for c in step))
+        for tier, threshold, step in zip(tiers, thresholds, steps, strict=True)
+    )

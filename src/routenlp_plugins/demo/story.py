@@ -16,7 +16,8 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from ..cascade.search import candidate_path
+from ..cascade.risks import Retention
+from ..cascade.search import pooled_paths
 from ..collecting import collect
 from ..errors import PortfolioError, RiskNotControlledError
 from ..evaluate.metrics import metric
@@ -29,7 +30,7 @@ from ..testing import ScriptedServer
 from ..tiers.boundary import TierCallable, call_tier, sync_form
 from ..tiers.llama_cpp import LlamaCppTier
 from ..tiers.text_classifier import TextClassifierTier
-from ..types import Call, Policy
+from ..types import Call
 from . import DemoChain, DemoOptions
 from .report import Point, Report, known, tier_days, write_report
 from .workload import FRONTIER, Workload, load_workload
@@ -37,6 +38,7 @@ from .workload import FRONTIER, Workload, load_workload
 __all__ = ["tell"]
 
 ALPHA, DELTA = 0.05, 0.1
+LEAST_RETENTION = 0.9
 CLASSIFIERS = {"intent-classifier": "cs_intent", "clause-classifier": "legal_clause", "risk-classifier": "legal_risk"}
 
 
@@ -203,16 +205,15 @@ def _priced(cost: float | None) -> float:
     return cost
 
 
-def _search(workload: Workload, rows: Sequence[OutcomeRow], steps: int = 16) -> tuple[Point, ...]:
-    """Cost and quality of the first day along the whole path of joint thresholds, from safe to cheap."""
-    tables = task_tables(rows, workload.portfolio)
-    paths = {task: path for task, table in tables.items() if (path := candidate_path(table, alpha=1.0))}
+def _search(workload: Workload, rows: Sequence[OutcomeRow]) -> tuple[Point, ...]:
+    """Cost and quality of the first day along the path of joint policies over all tasks, from safe to cheap."""
+    paths = pooled_paths(task_tables(rows, workload.portfolio), Retention(LEAST_RETENTION))
     release = Release.frontier_only(workload.portfolio)
     points = [Point("frontier", 1.0, 1.0)]
-    for share in np.linspace(0, 1, steps):
-        ladders = {task: path[round(share * (len(path) - 1))].rungs for task, path in paths.items()}
-        policy = Policy(FRONTIER, {**release.policy.ladders, **ladders})
-        result = replay(rows, replace(release, policy=policy))
+    for policy in sorted((point for path in paths for point in path), key=lambda point: -point.cost):
+        ladders = {task: candidate.rungs for task, candidate in policy.candidates.items()}
+        routed = replace(release.policy, ladders={**release.policy.ladders, **ladders})
+        result = replay(rows, replace(release, policy=routed))
         points.append(Point("", result.cost_ratio, result.quality_ratio))
     return tuple(points)
 

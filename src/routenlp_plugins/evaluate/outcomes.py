@@ -83,6 +83,9 @@ class _Outcome(BaseModel):
     mean_logprob: LogProbability | None = None
     token_logprobs: list[LogProbability] | None = None
     confidence: UnitInterval | None = None
+    scores: dict[str, UnitInterval] | None = None
+    model: str | None = None
+    prompt: str | None = None
     input_tokens: Count | None = None
     output_tokens: Count | None = None
     cost_usd: NonNegative | None = None
@@ -187,6 +190,9 @@ def _outcome_facts(outcome: Outcome) -> dict[str, Any]:
     }
     if completion.token_logprobs is not None:
         facts["token_logprobs"] = list(completion.token_logprobs)
+    if completion.scores:
+        facts["scores"] = dict(completion.scores)
+    facts |= {name: value for name in ("model", "prompt") if (value := getattr(completion, name)) is not None}
     if outcome.error is not None:
         facts["error"] = outcome.error
     return facts
@@ -236,6 +242,9 @@ def _outcome(facts: _Outcome) -> Outcome:
         confidence=facts.confidence,
         mean_logprob=facts.mean_logprob,
         token_logprobs=None if facts.token_logprobs is None else tuple(facts.token_logprobs),
+        scores=facts.scores or {},
+        model=facts.model,
+        prompt=facts.prompt,
         input_tokens=facts.input_tokens,
         output_tokens=facts.output_tokens,
         cost_usd=facts.cost_usd,

@@ -5,19 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
-from itertools import groupby
-from typing import get_args
+from itertools import combinations, groupby
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..comparing import Comparator, comparator
 from ..errors import DataError, PortfolioError
-from ..flow import score
+from ..evidence import evidence, kinds
 from ..portfolio import Portfolio, Tier
-from ..types import ScoreKind
+from ..types import Completion
 from .outcomes import Outcome, OutcomeRow
 
-__all__ = ["TaskTable", "cost_of", "data_hash", "split", "task_tables", "unit_interval"]
+__all__ = ["Split", "TaskTable", "cost_of", "data_hash", "split", "task_tables", "unit_interval"]
+
+WIDESPREAD = 0.9
+"""A kind of evidence is used if it comes with at least this share of the answers of the commonest kind."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,59 +29,92 @@ class TaskTable:
 
     Attributes:
         tiers: K names, the tiers below the frontier by rising mean cost, the frontier last.
-        kinds: K - 1 kinds of score, None for a tier that supplied none and so cannot be gated.
-        tau: quality floor.
+        tau: quality floor; None where quality is graded and none was declared.
         units: (n,) what was drawn from the population: query or group.
+        weights: (n,) one over the probability with which the row was selected for labelling.
         quality: (n, K) in [0, 1]; NaN is unknown.
         cost: (n, K) USD of one call.
-        score: (n, K - 1) in [0, 1]; NaN where an answer came without evidence, inf where the tier was never
-            tried: a rule that would have called it is charged the worst case.
-        failed: (n, K - 1) whether the tier gave no answer at all.
+        answered: (n, K - 1) whether the tier gave an answer.
+        tried: (n, K - 1) whether it was called at all: a rule that would have is charged the worst case.
+        evidence: (tier, kind) -> (n,) in [0, 1]; NaN where the answer came without.
+        agreement: (tier, dearer tier) -> (n,) in [0, 1]; NaN where one of the answers is missing.
     """
 
     task: str
     tiers: tuple[str, ...]
-    kinds: tuple[ScoreKind | None, ...]
-    tau: float
+    tau: float | None
     units: NDArray[np.str_]
+    weights: NDArray[np.float64]
     quality: NDArray[np.float64]
     cost: NDArray[np.float64]
-    score: NDArray[np.float64]
-    failed: NDArray[np.bool_]
+    answered: NDArray[np.bool_]
+    tried: NDArray[np.bool_]
+    evidence: Mapping[tuple[str, str], NDArray[np.float64]]
+    agreement: Mapping[tuple[str, str], NDArray[np.float64]]
 
     def __len__(self) -> int:
         return len(self.units)
+
+    @property
+    def good(self) -> NDArray[np.float64]:
+        """(n, K) 1 where quality reaches tau, 0 where it does not, NaN where it is unknown.
+
+        Raises:
+            DataError: quality is graded and no floor was declared.
+        """
+        if self.tau is None:
+            graded = self.quality[np.isfinite(self.quality) & (self.quality != 0) & (self.quality != 1)]
+            raise DataError(
+                f"task {self.task!r}: quality is graded (for example {graded[0]:g}), so alpha needs a quality floor: "
+                "give tau for this task in the portfolio"
+            )
+        return np.where(np.isnan(self.quality), np.nan, self.quality >= self.tau)
+
+    def kinds(self, tier: str) -> tuple[str, ...]:
+        """The kinds of evidence that the answers of a tier come with, the commonest first."""
+        return tuple(kind for name, kind in self.evidence if name == tier)
 
     def take(self, rows: NDArray[np.intp]) -> TaskTable:
         """The rows of these positions, repeated where a position is."""
         return replace(
             self,
             units=self.units[rows],
+            weights=self.weights[rows],
             quality=self.quality[rows],
             cost=self.cost[rows],
-            score=self.score[rows],
-            failed=self.failed[rows],
+            answered=self.answered[rows],
+            tried=self.tried[rows],
+            evidence={key: values[rows] for key, values in self.evidence.items()},
+            agreement={key: values[rows] for key, values in self.agreement.items()},
         )
 
     def one_per_unit(self, seed: int) -> TaskTable:
-        """One row of each unit, drawn by hash: rows of a group are not independent, groups are."""
-        draw = unit_interval([f"{unit}#{i}" for i, unit in enumerate(self.units)], seed)
+        """One row of each unit, drawn by hash: rows of a group are not independent, groups are.
+
+        Rows come in order of a hash of their unit, so that a test that looks at them one by one sees a random order.
+        """
+        draw = unit_interval([f"{unit}#{i}" for i, unit in enumerate(self.units)], seed, "row of unit")
         order = np.lexsort((draw, self.units))
         _, first = np.unique(self.units[order], return_index=True)
-        return self.take(np.sort(order[first]))
+        drawn = order[first]
+        return self.take(drawn[np.argsort(unit_interval(self.units[drawn], seed, "order"), kind="stable")])
 
 
 def task_tables(
-    rows: Sequence[OutcomeRow], portfolio: Portfolio, like: Mapping[str, TaskTable] | None = None
+    rows: Sequence[OutcomeRow],
+    portfolio: Portfolio,
+    like: Mapping[str, TaskTable] | None = None,
+    comparators: Mapping[str, Comparator] | None = None,
 ) -> dict[str, TaskTable]:
     """One table a task, in order of the task's name; rows in order of their query's id.
 
     Args:
-        like: task -> table whose tiers, in their order, and kinds of score are taken over: what is decided on one
+        like: task -> table whose tiers, in their order, and kinds of evidence are taken over: what is decided on one
             split must not depend on the other.
+        comparators: the user's own, by name.
 
     Raises:
-        DataError: an outcome names an unknown tier, a graded task has no tau, the frontier's outcome is missing.
+        DataError: an outcome names an unknown tier, the frontier's outcome is missing, a comparator is unknown.
         PortfolioError: a cost is needed and neither the outcome nor the portfolio knows it.
     """
     for row in rows:
@@ -93,32 +129,59 @@ def task_tables(
     in_order = sorted(rows, key=lambda row: (_task_of(row), row.query.id or ""))
     known = like or {}
     return {
-        task: _table(task, list(members), portfolio, known.get(task))
+        task: _table(list(members), portfolio, comparator(portfolio.task(task).agreement, comparators), known.get(task))
         for task, members in groupby(in_order, key=_task_of)
     }
 
 
-def split(rows: Sequence[OutcomeRow], share: float, seed: int) -> tuple[list[OutcomeRow], list[OutcomeRow]]:
-    """Two parts by a hash of the unit: about `share` of the units, and the rest."""
-    draws = unit_interval([row.unit for row in rows], seed)
-    first = [row for row, draw in zip(rows, draws, strict=True) if draw < share]
-    return first, [row for row, draw in zip(rows, draws, strict=True) if draw >= share]
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Shares of the units that order candidates, and that report cost; the rest certifies."""
+
+    ordering: float = 0.4
+    reporting: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not (0 < self.ordering < 1 and 0 <= self.reporting < 1 and self.ordering + self.reporting < 1):
+            raise DataError(
+                f"split: ordering and reporting must be shares that leave rows to certify with, got {self.ordering!r} "
+                f"and {self.reporting!r}"
+            )
+
+    @property
+    def certification(self) -> float:
+        """Share of the units that certify."""
+        return 1 - self.ordering - self.reporting
 
 
-def unit_interval(names: Sequence[str] | NDArray[np.str_], seed: int) -> NDArray[np.float64]:
-    """(n,) values in [0, 1), the same for the same name and seed on every machine."""
-    digests = [sha256(f"{seed}:{name}".encode()).digest()[:8] for name in names]
+def split(rows: Sequence[OutcomeRow], shares: Split, seed: int) -> dict[str, list[OutcomeRow]]:
+    """Ordering, certification and reporting part, by a hash of the unit."""
+    draws = unit_interval([row.unit for row in rows], seed, "split")
+    parts: dict[str, list[OutcomeRow]] = {"ordering": [], "certification": [], "reporting": []}
+    for row, draw in zip(rows, draws, strict=True):
+        beyond = "certification" if draw < 1 - shares.reporting else "reporting"
+        parts["ordering" if draw < shares.ordering else beyond].append(row)
+    return parts
+
+
+def unit_interval(names: Sequence[str] | NDArray[np.str_], seed: int, purpose: str) -> NDArray[np.float64]:
+    """(n,) values in [0, 1), the same for the same name, seed and purpose on every machine.
+
+    What serves two purposes must not be drawn from the same values: the folds of a split would be cut by the split.
+    """
+    digests = [sha256(f"{purpose}:{seed}:{name}".encode()).digest()[:8] for name in names]
     return np.array([int.from_bytes(digest, "big") for digest in digests], dtype=np.float64) / 2.0**64
 
 
 def data_hash(rows: Sequence[OutcomeRow]) -> str:
-    """SHA-256 of what a certificate depends on: ids, tasks, qualities and evidence, in order of id."""
+    """SHA-256 of what a certificate depends on: ids, tasks, qualities, answers and evidence, in order of id."""
     digest = sha256()
     for row in sorted(rows, key=lambda row: row.query.id or ""):
-        digest.update(repr((row.query.id, row.query.task, row.group)).encode())
+        digest.update(repr((row.query.id, row.query.task, row.group, row.propensity)).encode())
         for tier, outcome in sorted(row.outcomes.items()):
-            values = [score(outcome.completion, kind) for kind in get_args(ScoreKind)]
-            digest.update(repr((tier, outcome.quality, outcome.error is None, values)).encode())
+            done = outcome.completion
+            seen = (done.text, done.confidence, done.mean_logprob, done.token_logprobs, sorted(done.scores.items()))
+            digest.update(repr((tier, outcome.quality, outcome.error is None, seen)).encode())
     return digest.hexdigest()
 
 
@@ -146,28 +209,33 @@ def _task_of(row: OutcomeRow) -> str:
     return row.query.task or ""
 
 
-def _table(task: str, rows: list[OutcomeRow], portfolio: Portfolio, like: TaskTable | None) -> TaskTable:
+def _table(rows: list[OutcomeRow], portfolio: Portfolio, compare: Comparator, like: TaskTable | None) -> TaskTable:
+    task = _task_of(rows[0])
     if like is None:
         names, cost = _by_mean_cost(task, rows, portfolio)
-        kinds = tuple(_kind(rows, name) for name in names[:-1])
+        found = [(name, kind) for name in names[:-1] for kind in _widespread(rows, name)]
         mean_cost = np.nanmean(cost, axis=0)
     else:
-        names, cost, kinds = like.tiers, _costs(rows, like.tiers, portfolio), like.kinds
+        names, cost, found = like.tiers, _costs(rows, like.tiers, portfolio), list(like.evidence)
         mean_cost = np.nanmean(np.vstack([cost, like.cost]), axis=0)
-    quality = np.array([[_quality(row, name) for name in names] for row in rows])
-    scores = [[_score(row, name, kind) for name, kind in zip(names, kinds, strict=False)] for row in rows]
-    failed = [[_failed(row, name) for name in names[:-1]] for row in rows]
-    shape = (len(rows), len(names) - 1)
+    quality = np.array([[_quality(row, name) for name in names] for row in rows], dtype=np.float64)
+    below = names[:-1]
+    answers = {name: [_answer(row, name) for row in rows] for name in below}
+    pairs = combinations(below, 2) if like is None else like.agreement
+    agreement = {pair: _agreement(answers[pair[0]], answers[pair[1]], compare) for pair in pairs}
+    shape = (len(rows), len(below))
     return TaskTable(
         task=task,
         tiers=names,
-        kinds=kinds,
-        tau=_tau(task, quality, portfolio),
+        tau=_tau(task, quality, portfolio) if like is None else like.tau,
         units=np.array([row.unit for row in rows]),
+        weights=np.array([1 / (row.propensity or 1.0) for row in rows]),
         quality=quality,
         cost=np.where(np.isnan(cost), mean_cost, cost),
-        score=np.array(scores, dtype=np.float64).reshape(shape),
-        failed=np.array(failed, dtype=np.bool_).reshape(shape),
+        answered=np.array([[answers[name][i] is not None for name in below] for i in range(len(rows))]).reshape(shape),
+        tried=np.array([[name in row.outcomes for name in below] for row in rows], dtype=np.bool_).reshape(shape),
+        evidence={(name, kind): _evidence(answers[name], kind) for name, kind in found},
+        agreement={pair: values for pair, values in agreement.items() if like is not None or np.isfinite(values).any()},
     )
 
 
@@ -197,36 +265,41 @@ def _quality(row: OutcomeRow, tier: str) -> float:
     return np.nan if outcome is None or outcome.quality is None else outcome.quality
 
 
-def _score(row: OutcomeRow, tier: str, kind: ScoreKind | None) -> float:
+def _answer(row: OutcomeRow, tier: str) -> Completion | None:
     outcome = row.outcomes.get(tier)
-    if outcome is None:
-        return np.inf
-    value = None if kind is None else score(outcome.completion, kind)
-    return np.nan if value is None else value
+    return None if outcome is None or outcome.error is not None else outcome.completion
 
 
-def _failed(row: OutcomeRow, tier: str) -> bool:
-    outcome = row.outcomes.get(tier)
-    return outcome is not None and outcome.error is not None
+def _evidence(answers: Sequence[Completion | None], kind: str) -> NDArray[np.float64]:
+    """(n,) of one kind."""
+    known = [None if answer is None else evidence(answer, kind) for answer in answers]
+    return np.array([np.nan if value is None else value for value in known], dtype=np.float64)
 
 
-def _kind(rows: list[OutcomeRow], tier: str) -> ScoreKind | None:
-    """The kind of evidence that most answers of the tier came with; the tier's own confidence on a tie."""
-    answers = [row.outcomes[tier].completion for row in rows if tier in row.outcomes]
-    kinds: tuple[ScoreKind, ...] = get_args(ScoreKind)
-    counts = {kind: sum(score(answer, kind) is not None for answer in answers) for kind in kinds}
-    best = max(kinds, key=lambda kind: counts[kind])
-    return best if counts[best] else None
+def _agreement(
+    first: Sequence[Completion | None], second: Sequence[Completion | None], compare: Comparator
+) -> NDArray[np.float64]:
+    """(n,) between the answers of two tiers; an outcome without a text has none."""
+    texts = [
+        (None if one is None else one.text, None if other is None else other.text)
+        for one, other in zip(first, second, strict=True)
+    ]
+    return np.array([compare(a, b) if a and b else np.nan for a, b in texts], dtype=np.float64)
 
 
-def _tau(task: str, quality: NDArray[np.float64], portfolio: Portfolio) -> float:
+def _widespread(rows: list[OutcomeRow], tier: str) -> list[str]:
+    """The kinds of evidence that most answers of the tier come with and that tell answers apart."""
+    answers = [answer for row in rows if (answer := _answer(row, tier)) is not None]
+    found = {kind: _evidence(answers, kind) for kind in kinds(answers)}
+    counts = {kind: int(np.isfinite(values).sum()) for kind, values in found.items()}
+    most = max(counts.values(), default=0)
+    varied = [kind for kind, values in found.items() if counts[kind] and np.nanmin(values) < np.nanmax(values)]
+    return sorted((k for k in varied if counts[k] >= WIDESPREAD * most), key=lambda kind: -counts[kind])
+
+
+def _tau(task: str, quality: NDArray[np.float64], portfolio: Portfolio) -> float | None:
     declared = portfolio.task(task).tau
     if declared is not None:
         return declared
-    graded = quality[~np.isnan(quality) & (quality != 0) & (quality != 1)]
-    if graded.size:
-        raise DataError(
-            f"task {task!r}: quality is graded (for example {graded[0]:g}), so alpha needs a quality floor: "
-            "give tau for this task in the portfolio"
-        )
-    return 1.0
+    known = quality[np.isfinite(quality)]
+    return 1.0 if np.isin(known, (0, 1)).all() else None

@@ -118,6 +118,7 @@ def _checked(tier: Tier, completion: Completion) -> Completion:
         confidence=number("confidence", most=1),
         mean_logprob=None if mean is None else _logprob(tier, mean),
         token_logprobs=None if each is None else tuple(_logprob(tier, value) for value in each),
+        scores={name: _number(tier, f"scores[{name!r}]", v, 0, 1) for name, v in completion.scores.items()},
         input_tokens=count("input_tokens"),
         output_tokens=count("output_tokens"),
         cost_usd=number("cost_usd"),

@@ -1,0 +1,120 @@
+"""What is known about an answer once it is there, and the calibrated confidence that follows from it.
+
+Evidence is a number in [0, 1], higher for a better answer, or None: what a tier did not supply is unknown, not zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from math import ceil, exp, log
+from statistics import fmean
+
+from .types import Completion, Confidence
+
+__all__ = [
+    "TOKEN_KINDS",
+    "Agreement",
+    "confidence_in",
+    "evidence",
+    "kinds",
+    "least_token_probability",
+    "log_odds",
+    "low_token_probability",
+    "miss_probability",
+    "sequence_probability",
+]
+
+Agreement = Callable[[str, str], float | None]
+"""Names of two tiers -> agreement of their answers in [0, 1], or None if one of them gave none."""
+
+LOW_QUANTILE = 0.1
+
+
+def miss_probability(logprobs: Sequence[float]) -> float:
+    """Mean of ``1 - p(token)``: the uncertainty u of RouteNLP (arXiv 2604.23577)."""
+    return 1 - fmean(map(exp, logprobs))
+
+
+def sequence_probability(logprobs: Sequence[float]) -> float:
+    """Geometric mean of the token probabilities, ``exp(mean log p)``."""
+    return exp(fmean(logprobs))
+
+
+def least_token_probability(logprobs: Sequence[float]) -> float:
+    """Probability of the least probable token."""
+    return exp(min(logprobs))
+
+
+def low_token_probability(logprobs: Sequence[float]) -> float:
+    """The tenth of the tokens that are least probable begins here: a minimum that one odd token does not decide."""
+    return exp(sorted(logprobs)[ceil(LOW_QUANTILE * len(logprobs)) - 1])
+
+
+TOKEN_KINDS: Mapping[str, Callable[[Sequence[float]], float]] = {
+    "token_probability": lambda logprobs: 1 - miss_probability(logprobs),
+    "mean_logprob": sequence_probability,
+    "least_token_probability": least_token_probability,
+    "low_token_probability": low_token_probability,
+}
+"""Evidence from the log-probabilities of an answer's tokens, by name."""
+
+
+def evidence(completion: Completion, kind: str) -> float | None:
+    """One kind of evidence of an answer: the tier's own ``confidence``, one of `TOKEN_KINDS`, or one of its scores."""
+    if kind == "confidence":
+        return completion.confidence
+    if kind == "mean_logprob" and completion.mean_logprob is not None:
+        return exp(completion.mean_logprob)
+    if kind in TOKEN_KINDS:
+        return TOKEN_KINDS[kind](completion.token_logprobs) if completion.token_logprobs else None
+    return completion.scores.get(kind)
+
+
+def kinds(completions: Iterable[Completion]) -> tuple[str, ...]:
+    """All kinds of evidence that may be found among these answers: the tier's own, of tokens, then its scores."""
+    named = sorted({name for completion in completions for name in completion.scores})
+    return ("confidence", *TOKEN_KINDS, *named)
+
+
+def log_odds(probability: float) -> float:
+    """``log(p / (1 - p))`` of a probability, which is kept `SMALLEST` away from 0 and 1."""
+    inside = min(max(probability, SMALLEST), 1 - SMALLEST)
+    return log(inside / (1 - inside))
+
+
+SMALLEST = 1e-7
+
+
+def confidence_in(confidence: Confidence, answers: Mapping[str, Completion], agreement: Agreement) -> float | None:
+    """The calibrated confidence in an answer, in [0, 1]; None if any evidence it needs is missing."""
+    total = confidence.intercept
+    for term in confidence.terms:
+        value = term.weight
+        if term.kind is not None:
+            answer = answers.get(term.tier)
+            known = None if answer is None else evidence(answer, term.kind)
+            if known is None:
+                return None
+            value *= log_odds(known)
+        if term.other is not None:
+            agreed = agreement(term.tier, term.other)
+            if agreed is None:
+                return None
+            value *= 2 * agreed - 1
+        total += value
+    return _on_curve(confidence.knots, total)
+
+
+def _on_curve(knots: Sequence[tuple[float, float]], total: float) -> float:
+    if not knots:
+        return 1 / (1 + exp(-min(max(total, -30.0), 30.0)))
+    if total <= knots[0][0]:
+        return knots[0][1]
+    if total >= knots[-1][0]:
+        return knots[-1][1]
+    low, high = 0, len(knots) - 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if knots[middle][0] <= total else (low, middle)
+    (x0, y0), (x1, y1) = knots[low], knots[high]
+    return y0 + (y1 - y0) * (total - x0) / (x1 - x0)
