@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from routenlp_plugins import Completion, DataError, PortfolioError
 from routenlp_plugins.comparing import COMPARATORS, comparator, same_number, same_text, semantic_similarity
-from routenlp_plugins.evidence import TOKEN_KINDS, confidence_in, evidence, kinds, log_odds
+from routenlp_plugins.evidence import TOKEN_KINDS, Answers, confidence_in, evidence, kinds, log_odds
 from routenlp_plugins.types import Confidence, Term
 
 LOGPROBS = (log(0.5), log(0.9), log(0.8))
@@ -80,21 +80,34 @@ def test_an_unknown_comparator_is_named():
         comparator("same")
 
 
+def answers(agreement: float = 0.8, **confidences: float) -> Answers:
+    found = Answers(lambda first, second: agreement)
+    for tier, confidence in confidences.items():
+        found.add(tier, Completion("x", confidence=confidence))
+    return found
+
+
 def test_a_plain_confidence_is_the_evidence_itself():
-    answers = {"a": Completion("x", confidence=0.3)}
-    assert confidence_in(Confidence.plain("a"), answers, lambda a, b: None) == pytest.approx(0.3)
+    assert confidence_in(Confidence.plain("a"), answers(a=0.3)) == pytest.approx(0.3)
 
 
 def test_a_confidence_adds_terms_and_reads_its_table():
-    answers = {"a": Completion("x", confidence=0.7), "b": Completion("x", confidence=0.9)}
     terms = (Term(2.0, "a", "confidence"), Term(0.5, "b", "confidence", "a"), Term(1.5, "a", None, "b"))
     total = 0.1 + 2 * log_odds(0.7) + 0.5 * log_odds(0.9) * (2 * 0.8 - 1) + 1.5 * (2 * 0.8 - 1)
-    value = confidence_in(Confidence("a", terms, 0.1), answers, lambda a, b: 0.8)
+    value = confidence_in(Confidence("a", terms, 0.1), answers(a=0.7, b=0.9))
     assert value == pytest.approx(1 / (1 + exp(-total)))
     table = Confidence("a", terms, 0.1, ((total - 1, 0.2), (total + 1, 0.4)))
-    assert confidence_in(table, answers, lambda a, b: 0.8) == pytest.approx(0.3)
-    assert confidence_in(table, answers, lambda a, b: None) is None
-    assert confidence_in(table, {"a": answers["a"]}, lambda a, b: 0.8) is None
+    assert confidence_in(table, answers(a=0.7, b=0.9)) == pytest.approx(0.3)
+    assert confidence_in(table, answers(a=0.7)) is None
+
+
+def test_answers_are_compared_once_and_empty_ones_never():
+    seen = []
+    found = Answers(lambda *texts: seen.append(texts) or 1.0)
+    for tier, text in (("a", "x"), ("b", "y"), ("c", "")):
+        found.add(tier, Completion(text))
+    assert [found.agreement(*pair) for pair in (("a", "b"), ("b", "a"), ("a", "c"), ("a", "d"))] == [1, 1, None, None]
+    assert seen == [("x", "y")]
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,12 @@ if TYPE_CHECKING:
     from .release import Release as Release
     from .tiers.llama_cpp import LlamaCppTier as LlamaCppTier
     from .tiers.openai_compatible import OpenAICompatibleTier as OpenAICompatibleTier
+    from .tiers.openai_format import alternative_scores as alternative_scores
+    from .tiers.scored import Judgement as Judgement
+    from .tiers.scored import PTrueTier as PTrueTier
+    from .tiers.scored import ScoredTier as ScoredTier
+    from .tiers.scored import SelfConsistentTier as SelfConsistentTier
+    from .tiers.scored import parses as parses
     from .tiers.text_classifier import TextClassifierTier as TextClassifierTier
     from .types import Answer as Answer
     from .types import Attempt as Attempt
@@ -66,6 +72,8 @@ _MODULES = {
     "release": ("Release",),
     "tiers.llama_cpp": ("LlamaCppTier",),
     "tiers.openai_compatible": ("OpenAICompatibleTier",),
+    "tiers.openai_format": ("alternative_scores",),
+    "tiers.scored": ("Judgement", "PTrueTier", "ScoredTier", "SelfConsistentTier", "parses"),
     "tiers.text_classifier": ("TextClassifierTier",),
     "types": ("Answer", "Attempt", "Call", "Completion", "Policy", "Query", "Trace"),
 }

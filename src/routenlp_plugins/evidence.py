@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import ceil, exp, log
-from statistics import fmean
 
+from .comparing import Comparator
 from .types import Completion, Confidence
 
 __all__ = [
     "TOKEN_KINDS",
-    "Agreement",
+    "Answers",
+    "certainty",
     "confidence_in",
     "evidence",
     "kinds",
@@ -22,22 +23,20 @@ __all__ = [
     "low_token_probability",
     "miss_probability",
     "sequence_probability",
+    "top_two_margin",
 ]
-
-Agreement = Callable[[str, str], float | None]
-"""Names of two tiers -> agreement of their answers in [0, 1], or None if one of them gave none."""
 
 LOW_QUANTILE = 0.1
 
 
 def miss_probability(logprobs: Sequence[float]) -> float:
     """Mean of ``1 - p(token)``: the uncertainty u of RouteNLP (arXiv 2604.23577)."""
-    return 1 - fmean(map(exp, logprobs))
+    return 1 - sum(map(exp, logprobs)) / len(logprobs)
 
 
 def sequence_probability(logprobs: Sequence[float]) -> float:
     """Geometric mean of the token probabilities, ``exp(mean log p)``."""
-    return exp(fmean(logprobs))
+    return exp(sum(logprobs) / len(logprobs))
 
 
 def least_token_probability(logprobs: Sequence[float]) -> float:
@@ -48,6 +47,30 @@ def least_token_probability(logprobs: Sequence[float]) -> float:
 def low_token_probability(logprobs: Sequence[float]) -> float:
     """The tenth of the tokens that are least probable begins here: a minimum that one odd token does not decide."""
     return exp(sorted(logprobs)[ceil(LOW_QUANTILE * len(logprobs)) - 1])
+
+
+def top_two_margin(alternatives: Sequence[Sequence[float]]) -> float:
+    """Mean over the tokens of the probability of the likeliest alternative less that of the second.
+
+    Args:
+        alternatives: per token the log-probabilities of its likeliest alternatives (``top_logprobs``), at least two.
+    """
+    margins = [exp(first) - exp(second) for first, second, *_ in (sorted(some, reverse=True) for some in alternatives)]
+    return min(max(sum(margins) / len(margins), 0.0), 1.0)
+
+
+def certainty(alternatives: Sequence[Sequence[float]]) -> float:
+    """One less the mean entropy of the tokens, in units of the largest possible; all else counts as one alternative.
+
+    Args:
+        alternatives: as for `top_two_margin`.
+    """
+    entropies = []
+    for some in alternatives:
+        probabilities = [exp(logprob) for logprob in some]
+        probabilities.append(max(1 - sum(probabilities), 0.0))
+        entropies.append(-sum(p * log(p) for p in probabilities if p > 0) / log(len(probabilities)))
+    return min(max(1 - sum(entropies) / len(entropies), 0.0), 1.0)
 
 
 TOKEN_KINDS: Mapping[str, Callable[[Sequence[float]], float]] = {
@@ -85,22 +108,52 @@ def log_odds(probability: float) -> float:
 SMALLEST = 1e-7
 
 
-def confidence_in(confidence: Confidence, answers: Mapping[str, Completion], agreement: Agreement) -> float | None:
+class Answers:
+    """The answers to one query so far, by tier; what is worked out about them is kept for the next decision."""
+
+    def __init__(self, compare: Comparator) -> None:
+        self._compare = compare
+        self._completions: dict[str, Completion] = {}
+        self._log_odds: dict[tuple[str, str], float | None] = {}
+        self._agreement: dict[tuple[str, str], float | None] = {}
+
+    def add(self, tier: str, completion: Completion) -> None:
+        """Note the answer of a tier."""
+        self._completions[tier] = completion
+
+    def log_odds(self, tier: str, kind: str) -> float | None:
+        """Of one kind of evidence; None if it is missing."""
+        key = (tier, kind)
+        if key not in self._log_odds:
+            completion = self._completions.get(tier)
+            value = None if completion is None else evidence(completion, kind)
+            self._log_odds[key] = None if value is None else log_odds(value)
+        return self._log_odds[key]
+
+    def agreement(self, tier: str, other: str) -> float | None:
+        """``2 a - 1`` of the agreement a of two answers; None if one of them is missing or empty."""
+        key = (tier, other) if tier <= other else (other, tier)
+        if key not in self._agreement:
+            texts = [c.text for name in key if (c := self._completions.get(name)) is not None and c.text]
+            self._agreement[key] = 2 * self._compare(*texts) - 1 if len(texts) == 2 else None
+        return self._agreement[key]
+
+
+def confidence_in(confidence: Confidence, answers: Answers) -> float | None:
     """The calibrated confidence in an answer, in [0, 1]; None if any evidence it needs is missing."""
     total = confidence.intercept
     for term in confidence.terms:
         value = term.weight
         if term.kind is not None:
-            answer = answers.get(term.tier)
-            known = None if answer is None else evidence(answer, term.kind)
+            known = answers.log_odds(term.tier, term.kind)
             if known is None:
                 return None
-            value *= log_odds(known)
+            value *= known
         if term.other is not None:
-            agreed = agreement(term.tier, term.other)
+            agreed = answers.agreement(term.tier, term.other)
             if agreed is None:
                 return None
-            value *= 2 * agreed - 1
+            value *= agreed
         total += value
     return _on_curve(confidence.knots, total)
 

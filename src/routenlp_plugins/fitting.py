@@ -39,12 +39,15 @@ class FitOptions:
         selective: alpha bounds P(quality < tau | accepted) instead of P(accepted and quality < tau).
         pooled: the promise is made for the stream of all tasks together instead of for each task.
         comparators: the user's own, by the names that tasks of the portfolio give them; a dispatcher needs them too.
+        prompts: whether another system prompt than those of the outcomes voids the certificate. Turn it off if the
+            prompt holds something that changes, such as a date, and say so to whoever reads the certificate.
     """
 
     split: Split = field(default_factory=Split)
     selective: bool = False
     pooled: bool = False
     comparators: Mapping[str, Comparator] = field(default_factory=dict)
+    prompts: bool = True
 
 
 def fit(
@@ -98,7 +101,7 @@ def fit(
         {task: chosen[task].rungs if task in chosen else () for task in names},
         comparators={task: portfolio.task(task).agreement for task in names},
         models=_models(rows, chosen),
-        prompts=_prompts(rows, chosen),
+        prompts=_prompts(rows, chosen) if options.prompts else {},
     )
     certificate = Certificate(
         risk=risk.kind,

@@ -8,11 +8,10 @@ drive the same generator, so they cannot decide differently.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping
-from dataclasses import replace
 
-from .comparing import Comparator, comparator
+from .comparing import Comparator, comparator, same_text
 from .errors import TierError
-from .evidence import Agreement, confidence_in
+from .evidence import Answers, confidence_in
 from .types import Answer, Attempt, Call, Completion, Policy, Query, Rung, Trace
 
 __all__ = ["Flow", "drive", "plan", "route"]
@@ -51,39 +50,83 @@ def route(policy: Policy, query: Query, comparators: Mapping[str, Comparator] | 
         DataError: the policy names a comparator that is not supplied.
     """
     task, rungs, reason = plan(policy, query)
-    attempts: list[Attempt] = []
-    answers: dict[str, Completion] = {}
-    agreement = _agreement(policy, task, answers, comparators) if rungs else _no_agreement
-    objection = None
+    climb = _Climb(Answers(comparator(policy.comparators.get(task or "", "text"), comparators) if rungs else same_text))
     for rung in rungs:
         try:
             completion = yield Call(rung.tier, query)
         except TierError as error:
-            attempts.append(Attempt(rung.tier, accepted=False, error=str(error)))
+            climb.calls.append((rung.tier, None, str(error)))
             continue
+        climb.calls.append((rung.tier, completion, None))
         objection = _objection(policy, task, rung.tier, completion)
         if objection is not None:
-            attempts.append(Attempt(rung.tier, accepted=False, completion=completion))
+            reason = objection
             break
-        answers[rung.tier] = completion
-        attempts.append(Attempt(rung.tier, accepted=False, threshold=rung.threshold, completion=completion))
-        best = _judge(rung, attempts, answers, agreement)
+        climb.answers.add(rung.tier, completion)
+        best = climb.judge(rung)
         if best is not None:
-            attempts[best] = replace(attempts[best], accepted=True)
-            return _answer(query, task, attempts, attempts[best], _acceptance(attempts[best], rung))
-    if objection is not None:
-        reason = objection
-    elif attempts:
-        without = [a.tier for a in attempts if a.completion is not None and a.confidence is None]
-        lacking = f"; {', '.join(without)} came without the evidence its confidence needs" if without else ""
-        reason = f"no cheaper answer was accepted{lacking}"
+            return climb.answer(query, task, best, climb.acceptance(best, rung))
+    else:
+        reason = climb.rejection() if climb.calls else reason
     try:
         completion = yield Call(policy.frontier, query)
     except TierError as error:
-        attempts.append(Attempt(policy.frontier, accepted=False, error=str(error)))
-        raise TierError(_failure(attempts), policy.frontier, tuple(attempts)) from error
-    attempts.append(Attempt(policy.frontier, accepted=True, completion=completion))
-    return _answer(query, task, attempts, attempts[-1], f"frontier: {reason}")
+        climb.calls.append((policy.frontier, None, str(error)))
+        raise TierError(climb.failure(), policy.frontier, climb.attempts()) from error
+    climb.calls.append((policy.frontier, completion, None))
+    return climb.answer(query, task, policy.frontier, f"frontier: {reason}")
+
+
+class _Climb:
+    """What happened so far, in plain lists: attempts are made of it once, at the end."""
+
+    def __init__(self, answers: Answers) -> None:
+        self.answers = answers
+        self.calls: list[tuple[str, Completion | None, str | None]] = []
+        self.confidence: dict[str, float] = {}
+        self.threshold: dict[str, float] = {}
+        self.asked: set[str] = set()
+
+    def judge(self, rung: Rung) -> str | None:
+        """The tier whose answer is to be returned, or None."""
+        if rung.threshold is None:
+            return rung.tier
+        best, highest = None, -1.0
+        for confidence in rung.confidences:
+            self.asked.add(confidence.tier)
+            value = confidence_in(confidence, self.answers)
+            if value is None:
+                continue
+            self.confidence[confidence.tier] = value
+            self.threshold[confidence.tier] = rung.threshold
+            if value > highest:
+                best, highest = confidence.tier, value
+        return best if highest >= rung.threshold else None
+
+    def acceptance(self, tier: str, rung: Rung) -> str:
+        if rung.threshold is None:
+            return f"{tier}: every answer is accepted for this task"
+        return f"{tier}: confidence {self.confidence[tier]:.4f} reaches {rung.threshold:.4f}"
+
+    def rejection(self) -> str:
+        mute = self.asked - set(self.confidence)
+        without = [tier for tier, completion, _ in self.calls if completion is not None and tier in mute]
+        lacking = f"; {', '.join(without)} came without the evidence its confidence needs" if without else ""
+        return f"no cheaper answer was accepted{lacking}"
+
+    def failure(self) -> str:
+        reasons = "; ".join(f"{tier}: {error or 'answer rejected'}" for tier, _, error in self.calls)
+        return f"no tier answered ({reasons})"
+
+    def attempts(self, accepted: str | None = None) -> tuple[Attempt, ...]:
+        return tuple(
+            Attempt(tier, tier == accepted, self.confidence.get(tier), self.threshold.get(tier), completion, error)
+            for tier, completion, error in self.calls
+        )
+
+    def answer(self, query: Query, task: str | None, tier: str, reason: str) -> Answer:
+        text = next(completion.text for name, completion, _ in self.calls if name == tier and completion is not None)
+        return Answer(text, tier, Trace(query, task, self.attempts(tier), reason))
 
 
 def drive(flow: Flow, call: Callable[[Call], Completion]) -> Answer:
@@ -102,28 +145,6 @@ def drive(flow: Flow, call: Callable[[Call], Completion]) -> Answer:
         return answer
 
 
-def _no_agreement(first: str, second: str) -> float | None:
-    return None
-
-
-def _agreement(
-    policy: Policy, task: str | None, answers: Mapping[str, Completion], own: Mapping[str, Comparator] | None
-) -> Agreement:
-    """Agreement between the answers there are; each pair is compared once."""
-    compare = comparator(policy.comparators.get(task or "", "text"), own)
-    known: dict[tuple[str, str], float] = {}
-
-    def agreement(first: str, second: str) -> float | None:
-        if not (first in answers and second in answers and answers[first].text and answers[second].text):
-            return None
-        pair = (first, second) if first <= second else (second, first)
-        if pair not in known:
-            known[pair] = compare(answers[pair[0]].text, answers[pair[1]].text)
-        return known[pair]
-
-    return agreement
-
-
 def _objection(policy: Policy, task: str | None, tier: str, completion: Completion) -> str | None:
     """Why an answer is outside of what was certified."""
     models, prompts = policy.models.get(tier, ()), policy.prompts.get(task or "", ())
@@ -132,38 +153,3 @@ def _objection(policy: Policy, task: str | None, tier: str, completion: Completi
     if prompts and completion.prompt is not None and completion.prompt not in prompts:
         return f"the certificate is void: the prompt of task {task!r} is not the one it was certified with"
     return None
-
-
-def _judge(rung: Rung, attempts: list[Attempt], answers: Mapping[str, Completion], agreement: Agreement) -> int | None:
-    """Index of the attempt to return, or None; notes the confidences in the attempts."""
-    if rung.threshold is None:
-        return len(attempts) - 1
-    places = {attempt.tier: i for i, attempt in enumerate(attempts)}
-    best: int | None = None
-    highest = -1.0
-    for confidence in rung.confidences:
-        value = confidence_in(confidence, answers, agreement)
-        place = places.get(confidence.tier)
-        if value is None or place is None:
-            continue
-        attempts[place] = replace(attempts[place], confidence=value, threshold=rung.threshold)
-        if value > highest:
-            best, highest = place, value
-    return best if highest >= rung.threshold else None
-
-
-def _acceptance(attempt: Attempt, rung: Rung) -> str:
-    if rung.threshold is None:
-        return f"{attempt.tier}: every answer is accepted for this task"
-    return f"{attempt.tier}: confidence {attempt.confidence:.4f} reaches {rung.threshold:.4f}"
-
-
-def _failure(attempts: list[Attempt]) -> str:
-    reasons = "; ".join(f"{a.tier}: {a.error or 'answer rejected'}" for a in attempts)
-    return f"no tier answered ({reasons})"
-
-
-def _answer(query: Query, task: str | None, attempts: list[Attempt], chosen: Attempt, reason: str) -> Answer:
-    completion = chosen.completion
-    text = "" if completion is None else completion.text
-    return Answer(text=text, tier=chosen.tier, trace=Trace(query, task, tuple(attempts), reason))

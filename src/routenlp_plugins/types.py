@@ -83,6 +83,7 @@ class Completion:
         prompt: fingerprint of the fixed part of the prompt; another one voids the certificate.
         input_tokens, output_tokens: as counted by the tier.
         cost_usd: USD; None lets the dispatcher price it from the portfolio.
+        extra_usd: USD beside that, for example of a judge; the dispatcher adds it to the cost.
         latency_ms: milliseconds; None lets the dispatcher measure it.
         payload: the answer as a framework knows it; opaque to the core.
     """
@@ -97,6 +98,7 @@ class Completion:
     input_tokens: int | None = None
     output_tokens: int | None = None
     cost_usd: float | None = None
+    extra_usd: float = 0.0
     latency_ms: float | None = None
     payload: Any = field(default=None, repr=False, compare=False)
 
@@ -162,6 +164,9 @@ class Trace:
         }
 
 
+_FACTS = ("confidence", "mean_logprob", "model", "prompt", "input_tokens", "output_tokens", "cost_usd", "latency_ms")
+
+
 def _attempt_dict(attempt: Attempt) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "tier": attempt.tier,
@@ -171,7 +176,16 @@ def _attempt_dict(attempt: Attempt) -> dict[str, Any]:
         "error": attempt.error,
     }
     if attempt.completion is not None:
-        for name in ("confidence", "mean_logprob", "model", "input_tokens", "output_tokens", "cost_usd", "latency_ms"):
+        for name in (
+            "confidence",
+            "mean_logprob",
+            "model",
+            "prompt",
+            "input_tokens",
+            "output_tokens",
+            "cost_usd",
+            "latency_ms",
+        ):
             facts[name] = getattr(attempt.completion, name)
         facts["scores"] = dict(attempt.completion.scores)
     return facts

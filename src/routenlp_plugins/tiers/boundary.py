@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from hashlib import sha256
 from inspect import iscoroutinefunction
 from math import inf
 from numbers import Real
@@ -13,7 +14,7 @@ from typing import cast
 
 from ..errors import PortfolioError, TierError
 from ..portfolio import Tier
-from ..types import Call, Completion
+from ..types import Call, Completion, Query
 
 __all__ = [
     "AsyncTierCallable",
@@ -51,7 +52,7 @@ def call_tier(tier: Tier, function: SyncTierCallable, call: Call) -> Completion:
     start = perf_counter()
     with _boundary(tier):
         completion = function(call)
-    return _complete(tier, completion, start)
+    return _complete(tier, call, completion, start)
 
 
 async def acall_tier(tier: Tier, function: AsyncTierCallable, call: Call) -> Completion:
@@ -59,7 +60,7 @@ async def acall_tier(tier: Tier, function: AsyncTierCallable, call: Call) -> Com
     start = perf_counter()
     with _boundary(tier):
         completion = await function(call)
-    return _complete(tier, completion, start)
+    return _complete(tier, call, completion, start)
 
 
 def _is_async(tier: TierCallable) -> bool:
@@ -76,7 +77,7 @@ def _boundary(tier: Tier) -> Iterator[None]:
         raise TierError(f"{type(error).__name__}: {error}", tier.name) from error
 
 
-def _complete(tier: Tier, completion: Completion, start: float) -> Completion:
+def _complete(tier: Tier, call: Call, completion: Completion, start: float) -> Completion:
     if not isinstance(completion, Completion):
         raise PortfolioError(
             f"tier {tier.name!r}: returned {type(completion).__name__}; a tier is called with a Call and returns a "
@@ -87,7 +88,15 @@ def _complete(tier: Tier, completion: Completion, start: float) -> Completion:
     cost = completion.cost_usd
     if cost is None:
         cost = tier.cost(completion.input_tokens, completion.output_tokens, latency)
-    return replace(completion, latency_ms=latency, cost_usd=cost)
+    total = None if cost is None else cost + completion.extra_usd
+    prompt = completion.prompt or prompt_fingerprint(call.query)
+    return replace(completion, latency_ms=latency, cost_usd=total, extra_usd=0.0, prompt=prompt)
+
+
+def prompt_fingerprint(query: Query) -> str | None:
+    """Of the system messages of a conversation, the part of a prompt that is the same for all; None without any."""
+    system = [str(message.get("content")) for message in query.messages or () if message.get("role") == "system"]
+    return sha256("\0".join(system).encode("utf-8", "replace")).hexdigest()[:16] if system else None
 
 
 _LARGE = 1e15
@@ -122,6 +131,7 @@ def _checked(tier: Tier, completion: Completion) -> Completion:
         input_tokens=count("input_tokens"),
         output_tokens=count("output_tokens"),
         cost_usd=number("cost_usd"),
+        extra_usd=number("extra_usd") or 0.0,
         latency_ms=number("latency_ms"),
     )
 

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..evidence import certainty, top_two_margin
 from ..types import Completion, Query
 
-__all__ = ["request_body", "text_completion"]
+__all__ = ["alternative_scores", "request_body", "text_completion"]
+
+
+def alternative_scores(tokens: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """``margin`` and ``certainty`` where every token came with two alternatives or more (``top_logprobs=2``)."""
+    found = [[float(other["logprob"]) for other in token.get("top_logprobs") or ()] for token in tokens]
+    if not found or any(len(some) < 2 for some in found):
+        return {}
+    return {"margin": top_two_margin(found), "certainty": certainty(found)}
 
 
 def request_body(query: Query, fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -27,11 +36,14 @@ def text_completion(response: Mapping[str, Any]) -> Completion:
         raise ValueError("the answer is empty")
     tokens = (choices[0].get("logprobs") or {}).get("content") or []
     logprobs = tuple(min(float(token["logprob"]), 0.0) for token in tokens if token.get("logprob") is not None)
+    model = response.get("model")
     usage = response.get("usage") or {}
     return Completion(
         text=text,
         mean_logprob=sum(logprobs) / len(logprobs) if logprobs else None,
         token_logprobs=logprobs or None,
+        scores=alternative_scores(tokens),
+        model=model if isinstance(model, str) and model else None,
         input_tokens=usage.get("prompt_tokens"),
         output_tokens=usage.get("completion_tokens"),
     )

@@ -172,7 +172,7 @@ def _completion(decisions: Decisions, call: Call, output: Any) -> Completion:
             call.tier,
         )
     facts = decision["attempts"][-1]
-    own = ("confidence", "mean_logprob", "cost_usd", "latency_ms")
+    own = ("confidence", "mean_logprob", "scores", "model", "prompt", "cost_usd", "latency_ms")
     return replace(
         completion_of(message),
         text="" if isinstance(output, Exception) else _text(output),

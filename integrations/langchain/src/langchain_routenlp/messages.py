@@ -9,7 +9,7 @@ from typing import Any
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
 from langchain_core.messages.ai import UsageMetadata, add_usage
 
-from routenlp_plugins import Answer, Completion, DataError, Query
+from routenlp_plugins import Answer, Completion, DataError, Query, alternative_scores
 
 __all__ = ["answer_message", "completion_of", "message_of", "query_of"]
 
@@ -45,7 +45,9 @@ def completion_of(message: AIMessage) -> Completion:
 
     What cannot be read is missing evidence: it must not keep an answer from the user.
     """
-    logprobs = _logprobs(message.response_metadata.get("logprobs"))
+    reported = message.response_metadata.get("logprobs")
+    logprobs = _logprobs(reported)
+    model = message.response_metadata.get("model_name")
     usage = message.usage_metadata
     if usage and min(usage["input_tokens"], usage["output_tokens"]) < 0:
         usage = None
@@ -53,6 +55,8 @@ def completion_of(message: AIMessage) -> Completion:
         text=str(message.text),
         mean_logprob=sum(logprobs) / len(logprobs) if logprobs else None,
         token_logprobs=logprobs or None,
+        scores=alternative_scores(_tokens(reported)) if logprobs else {},
+        model=model if isinstance(model, str) and model else None,
         input_tokens=usage["input_tokens"] if usage else None,
         output_tokens=usage["output_tokens"] if usage else None,
         payload=message,
@@ -61,12 +65,14 @@ def completion_of(message: AIMessage) -> Completion:
 
 def _logprobs(reported: Any) -> tuple[float, ...]:
     """Of the answer's tokens, in OpenAI's form (``{"content": [...]}``) or as a list; empty if they are not whole."""
-    tokens = reported.get("content") if isinstance(reported, Mapping) else reported
-    if not isinstance(tokens, list):
-        return ()
-    values = [token.get("logprob") if isinstance(token, Mapping) else None for token in tokens]
+    values = [token.get("logprob") for token in _tokens(reported)]
     known = tuple(min(float(v), 0.0) for v in values if isinstance(v, int | float) and not isnan(v))
     return known if len(known) == len(values) else ()
+
+
+def _tokens(reported: Any) -> list[Mapping[str, Any]]:
+    tokens = reported.get("content") if isinstance(reported, Mapping) else reported
+    return [token if isinstance(token, Mapping) else {} for token in tokens] if isinstance(tokens, list) else []
 
 
 def message_of(completion: Completion, tier: str) -> AIMessage:
@@ -82,7 +88,8 @@ def message_of(completion: Completion, tier: str) -> AIMessage:
 def answer_message(answer: Answer) -> AIMessage:
     """The message of a routed answer: usage of all attempts, the decision in ``response_metadata["routenlp"]``."""
     completions = [attempt.completion for attempt in answer.trace.attempts if attempt.completion is not None]
-    message = message_of(completions[-1], answer.tier)
+    chosen = answer.trace.accepted.completion
+    message = message_of(completions[-1] if chosen is None else chosen, answer.tier)
     usage: UsageMetadata | None = None
     for completion in completions:
         own = completion.payload.usage_metadata if isinstance(completion.payload, AIMessage) else _usage(completion)
