@@ -130,7 +130,7 @@ def test_replay_counts_unknown_quality_as_the_worst_case():
     assert (result.quality, result.quality_ratio, result.violation_rate) == (0.5, 0.5, 0.5)
 
 
-def test_real_outcomes_are_fitted_and_replayed(data_folder):
+def test_real_outcomes_are_fitted_andreplayed(data_folder):
     outcomes = data_folder / "outcomes"
     release = fit(outcomes / "medmcqa_nine.jsonl.gz", outcomes / "medmcqa_nine.portfolio.yaml", alpha=0.2)
     result = replay(outcomes / "medmcqa_nine.jsonl.gz", release)

@@ -13,7 +13,7 @@ from routenlp_plugins.cascade.risks import Answered, Violation
 from routenlp_plugins.cascade.search import task_paths
 from routenlp_plugins.evaluate.outcomes import Outcome, OutcomeRow
 from routenlp_plugins.evaluate.table import Split, data_hash, split, task_tables
-from routenlp_plugins.fitting import _replayed
+from routenlp_plugins.fitting import replayed
 from routenlp_plugins.flow import drive, route
 from routenlp_plugins.release import Release
 from routenlp_plugins.types import Completion, Confidence, Rung, Term
@@ -91,7 +91,7 @@ def test_the_arrays_decide_as_the_flow_does(rungs, seed):
     columns = task_tables(members, portfolio(), like=EVERYTHING)["t"]
     answered, cost = climb(columns, rungs)
     for i, member in enumerate(members):
-        answer = _replayed(member, release)
+        answer = replayed(member, release)
         assert columns.tiers[answered[i]] == answer.tier
         spent = sum(member.outcomes[attempt.tier].completion.cost_usd for attempt in answer.trace.attempts)
         assert cost[i] == pytest.approx(spent)
@@ -108,7 +108,7 @@ def test_a_failed_tier_is_passed_over_by_arrays_and_flow_alike():
     answered, _ = climb(table([member]), (Rung(SMALL),))
     assert table([member]).tiers[answered[0]] == FRONTIER
     release = Release(portfolio(), Policy(FRONTIER, {"t": (Rung(SMALL),)}))
-    assert _replayed(member, release).tier == FRONTIER
+    assert replayed(member, release).tier == FRONTIER
 
 
 def test_a_tier_never_tried_is_charged_the_worst_case():
@@ -303,4 +303,4 @@ def test_a_flow_over_an_empty_ladder_is_the_frontier():
 def test_a_failing_frontier_in_the_data_stays_a_failure():
     member = OutcomeRow(Query("x", "t", "q"), {FRONTIER: Outcome(None, Completion(""), error="down")})
     with pytest.raises(TierError, match="frontier: down"):
-        _replayed(member, Release.frontier_only(portfolio()))
+        replayed(member, Release.frontier_only(portfolio()))

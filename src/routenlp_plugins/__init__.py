@@ -9,6 +9,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .auditing import AuditOptions as AuditOptions
+    from .auditing import Auditor as Auditor
+    from .auditing import Watch as Watch
     from .cascade.certificate import Certificate as Certificate
     from .collecting import collect as collect
     from .dispatch import Dispatcher as Dispatcher
@@ -50,6 +53,7 @@ if TYPE_CHECKING:
     from .types import Trace as Trace
 
 _MODULES = {
+    "auditing": ("AuditOptions", "Auditor", "Watch"),
     "cascade.certificate": ("Certificate",),
     "collecting": ("collect",),
     "evaluate.references": ("Reference",),

@@ -24,7 +24,7 @@ from .portfolio import Portfolio
 from .release import Release, fingerprint
 from .types import Answer, Call, Completion, Policy
 
-__all__ = ["FitOptions", "Outcomes", "Replay", "fit", "replay"]
+__all__ = ["FitOptions", "Outcomes", "Replay", "fit", "replay", "replayed"]
 
 Outcomes = Paths | Sequence[OutcomeRow]
 """Paths of outcome files, or rows already read."""
@@ -115,7 +115,7 @@ def fit(
         portfolio=portfolio.fingerprint,
         policy=fingerprint(policy),
         date=datetime.now(UTC).date().isoformat(),
-        method=method(risk, weighted=any(row.propensity not in (None, 1.0) for row in rows)),
+        method=method(risk, weighted=len({row.propensity or 1.0 for row in rows}) > 1),
         scope="all tasks pooled" if options.pooled else "each task",
         groups=any(row.group is not None for row in rows),
     )
@@ -265,7 +265,7 @@ def replay(outcomes: Outcomes, release: Release, comparators: Mapping[str, Compa
     """
     rows = _rows(outcomes)
     tables = task_tables(rows, release.portfolio, comparators=comparators)
-    answers = [_replayed(row, release, comparators) for row in rows]
+    answers = [replayed(row, release, comparators) for row in rows]
     tasks: dict[str, list[bool]] = defaultdict(list)
     frontier = release.portfolio.frontier
     pairs: list[tuple[float, float]] = []
@@ -305,7 +305,14 @@ def _spent(row: OutcomeRow, answer: Answer, portfolio: Portfolio) -> float:
     return sum(cost_of(row.outcomes[a.tier], portfolio.tier(a.tier), row.source) for a in answer.trace.attempts)
 
 
-def _replayed(row: OutcomeRow, release: Release, comparators: Mapping[str, Comparator] | None = None) -> Answer:
+def replayed(row: OutcomeRow, release: Release, comparators: Mapping[str, Comparator] | None = None) -> Answer:
+    """What a release would have answered, from the recorded outcomes of one query.
+
+    Raises:
+        DataError: there is no outcome of a tier that it calls.
+        TierError: the frontier had failed.
+    """
+
     def recorded(call: Call) -> Completion:
         outcome: Outcome | None = row.outcomes.get(call.tier)
         if outcome is None:

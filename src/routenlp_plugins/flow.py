@@ -30,6 +30,8 @@ def plan(policy: Policy, query: Query) -> tuple[str | None, tuple[Rung, ...], st
         return None, (), f"the query names no task; known tasks: {', '.join(policy.ladders) or 'none'}"
     if task not in policy.ladders:
         return task, (), f"unknown task {task!r}"
+    if task in policy.expired:
+        return task, (), f"the certificate of task {task!r} has expired: {policy.expired[task]}"
     if query.requires:
         return task, (), f"the certificate does not cover calls that need {', '.join(sorted(query.requires))}"
     return task, policy.ladders[task], f"task {task!r} stays on the frontier"

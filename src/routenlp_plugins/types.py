@@ -287,6 +287,7 @@ class Policy:
         comparators: task -> name of what tells whether two answers agree; see `routenlp_plugins.evidence`.
         models: tier -> the models its answers may come from; a tier that is not named may be any.
         prompts: task -> fingerprints of the prompts that were certified; a task that is not named may have any.
+        expired: task -> why the frontier answers it although a certificate once said otherwise.
         void: why the frontier answers everything, or None.
     """
 
@@ -295,6 +296,7 @@ class Policy:
     comparators: Mapping[str, str] = field(default_factory=dict)
     models: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     prompts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    expired: Mapping[str, str] = field(default_factory=dict)
     void: str | None = None
 
     def __post_init__(self) -> None:

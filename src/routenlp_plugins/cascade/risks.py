@@ -103,6 +103,11 @@ class Risk(Protocol):
         """The largest excess of a row."""
         ...
 
+    @property
+    def least(self) -> float:
+        """The least excess of a row."""
+        ...
+
     def target(self, table: TaskTable, column: int) -> NDArray[np.float64]:
         """(n,) in [0, 1]: what the confidence in a tier's answer estimates; NaN where it is unknown."""
         ...
@@ -147,6 +152,11 @@ class Violation:
     def largest(self) -> float:
         """An accepted bad answer exceeds by 1 - alpha."""
         return 1 - self.level
+
+    @property
+    def least(self) -> float:
+        """Any other answer by -alpha."""
+        return -self.level
 
     def target(self, table: TaskTable, column: int) -> NDArray[np.float64]:
         """1 where quality reaches tau."""
@@ -217,6 +227,11 @@ class Retention:
     def largest(self) -> float:
         """The loss of an answer that the frontier had right."""
         return self.level
+
+    @property
+    def least(self) -> float:
+        """The gain of an answer that the frontier had wrong."""
+        return -1.0
 
     def target(self, table: TaskTable, column: int) -> NDArray[np.float64]:
         """``(1 + q - q_frontier) / 2``: above one half, the answer is expected to be better than the frontier's."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from ..errors import DataError
 from .outcomes import OutcomeRow, outcome_line, parse_outcome_line, read_lines
 from .references import Reference
 
-__all__ = ["finished_rows", "locked", "replace_rows"]
+__all__ = ["finished_rows", "locked", "replace_rows", "whole_rows"]
 
 _BEGINNING = b'{"query_id": '
 
@@ -41,7 +41,25 @@ def locked(target: Path) -> Iterator[None]:
 def finished_rows(
     target: Path, functions: Mapping[str, object], references: Sequence[Reference]
 ) -> dict[str | None, OutcomeRow]:
-    """The rows in the file already; a last line that was half written is cut off, anything else is left alone."""
+    """The rows in the file already, which must be of this collection; see `whole_rows`."""
+    known = {reference.query.id: reference for reference in references}
+
+    def check(row: OutcomeRow) -> None:
+        if (other := _foreign(row, functions, known.get(row.query.id))) is not None:
+            raise DataError(f"{row.source}: belongs to another collection ({other}); write to a new file")
+
+    return whole_rows(target, check)
+
+
+def whole_rows(target: Path, check: Callable[[OutcomeRow], None] = lambda row: None) -> dict[str | None, OutcomeRow]:
+    """The rows in the file by query; a last line that was half written is cut off, anything else is left alone.
+
+    Args:
+        check: raises if a row does not belong there; the file is not touched then.
+
+    Raises:
+        DataError: a line is malformed or a query occurs twice.
+    """
     if not target.exists():
         return {}
     content = target.read_bytes()
@@ -55,13 +73,11 @@ def finished_rows(
     complete = _complete_row(last, f"{target}:{len(lines) + 1}")
     if complete is not None:
         rows.append(complete)
-    known = {reference.query.id: reference for reference in references}
     repeated = next((name for name, count in Counter(row.query.id for row in rows).items() if count > 1), None)
     if repeated is not None:
         raise DataError(f"{target}: query_id: {repeated!r} occurs more than once")
     for row in rows:
-        if (other := _foreign(row, functions, known.get(row.query.id))) is not None:
-            raise DataError(f"{row.source}: belongs to another collection ({other}); write to a new file")
+        check(row)
     if complete is not None:
         with target.open("ab") as file:
             file.write(b"\n")

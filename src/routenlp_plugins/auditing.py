@@ -1,0 +1,297 @@
+"""Keep a certificate honest while it serves: audit a random share of all queries on every tier."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from threading import Lock
+from types import TracebackType
+from uuid import uuid4
+
+import numpy as np
+
+from .cascade.monitor import Monitor
+from .cascade.risks import Answered, risk_of
+from .comparing import Comparator
+from .dispatch import Dispatcher
+from .errors import DataError, PortfolioError, TierError
+from .evaluate.outcomes import Outcome, OutcomeRow, outcome_line
+from .evaluate.resuming import locked, whole_rows
+from .evaluate.table import unit_interval
+from .fitting import replayed
+from .release import Release
+from .tiers.boundary import SyncTierCallable, call_tier, sync_form
+from .types import Answer, Attempt, Call, Completion, Query
+
+__all__ = ["AuditOptions", "Auditor", "Watch"]
+
+Quality = Callable[[Query, Completion], float | None]
+"""(query, answer of a tier) -> quality in [0, 1] as in the outcomes the release was fitted on; None is unknown."""
+
+
+@dataclass(frozen=True, slots=True)
+class AuditOptions:
+    """How much is audited.
+
+    Attributes:
+        share: of all queries, drawn by a hash of their id before anything is decided.
+        seed: of that hash.
+        delta: chance that a certificate that holds is ever declared expired, shared by the certified tasks; None takes
+            that of the certificate.
+        workers: audits that run at once, in threads, after their query was answered.
+    """
+
+    share: float = 0.02
+    seed: int = 0
+    delta: float | None = None
+    workers: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1:
+            raise DataError(f"share must be in (0, 1], got {self.share!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """A release and what its audits say about it.
+
+    Attributes:
+        monitors: tasks that a proof speaks about -> its monitor.
+    """
+
+    release: Release
+    monitors: Mapping[tuple[str, ...], Monitor]
+
+    @classmethod
+    def over(cls, release: Release, delta: float | None = None) -> Watch:
+        """Before the first audit.
+
+        Args:
+            delta: chance that a certificate that holds is ever declared expired, shared by its proofs; None takes that
+                of the certificate.
+
+        Raises:
+            DataError: the release is not certified.
+        """
+        certificate = release.certificate
+        if certificate is None or not certificate.certified:
+            raise DataError("audit: the release has no certificate that could expire; fit one")
+        risk = risk_of(certificate.risk, certificate.level)
+        proofs = [proof for proof in certificate.proofs if proof.status == "certified"]
+        share = (certificate.delta if delta is None else delta) / len(proofs)
+        return cls(release, {proof.tasks: Monitor(risk, share) for proof in proofs})
+
+    def after(self, row: OutcomeRow, comparators: Mapping[str, Comparator] | None = None) -> Watch:
+        """With one more audited row; one without certified task, or on which the frontier failed, says nothing."""
+        tasks = next((tasks for tasks in self.monitors if row.query.task in tasks), None)
+        if tasks is None:
+            return self
+        try:
+            answer = replayed(row, self.release, comparators)
+        except TierError:
+            return self
+        monitor = self.monitors[tasks]
+        excess = float(monitor.risk.excess(_answered(row, answer, self.release))[0])
+        return replace(self, monitors={**self.monitors, tasks: monitor.update(excess)})
+
+    @property
+    def expired(self) -> dict[str, str]:
+        """Task -> why its certificate has expired."""
+        return {
+            task: f"{monitor.n} audits show that {monitor.risk.claim} is broken"
+            for tasks, monitor in self.monitors.items()
+            if monitor.expired
+            for task in tasks
+        }
+
+    @property
+    def serving(self) -> Release:
+        """The release with its expired tasks on the frontier."""
+        return replace(self.release, policy=replace(self.release.policy, expired=self.expired))
+
+
+def _answered(row: OutcomeRow, answer: Answer, release: Release) -> Answered:
+    """What the policy did on one row, as the risks read it."""
+    frontier = release.portfolio.frontier
+    below, quality = answer.tier != frontier, row.outcomes[answer.tier].quality
+    reference = row.outcomes[frontier].quality if below else quality
+    tau = release.portfolio.task(row.query.task or "").tau or 1.0
+    one, nothing = np.ones(1), np.zeros(1)
+    return Answered(
+        below=np.array([below]),
+        good=np.array([quality is not None and quality >= tau]),
+        quality=one * (quality or 0.0),
+        reference=one * ((1.0 if below else 0.0) if reference is None else reference),
+        cost=nothing,
+        always=nothing,
+        weights=one,
+    )
+
+
+class Auditor:
+    """A dispatcher whose certificate is watched; a context manager.
+
+    A random share of all queries, whichever tier answered them, is also put to every other tier, after the answer
+    has been returned. Each audited row tells what the certified policy did on a query drawn like all others, so that
+    nothing has to be corrected for what the policy chose to call. A test that may be looked at after every row
+    (`routenlp_plugins.cascade.monitor`) declares the certificate of a task expired once the rows speak against it; the
+    task is then answered by the frontier, while its audits go on: they are what a new release is fitted on.
+
+    The rows are appended to `log` in the outcome format. That file is the whole state: a new auditor on the same file
+    goes on where the last one stopped.
+
+    Args:
+        dispatcher: what answers; its release must be certified.
+        quality: scores the answers of all tiers; called in a thread.
+        log: file of audited outcomes, ``.jsonl``.
+
+    Raises:
+        DataError: the log holds rows of other tiers, or another auditor is writing to it.
+    """
+
+    def __init__(
+        self, dispatcher: Dispatcher, quality: Quality, log: str | Path, options: AuditOptions | None = None
+    ) -> None:
+        self.options = options or AuditOptions()
+        self.certified = dispatcher
+        self.quality = quality
+        self.log = Path(log)
+        self.spent_usd = 0.0
+        self.watch = Watch.over(dispatcher.release, self.options.delta)
+        self._functions = _functions(dispatcher)
+        self._running: set[Future[None]] = set()
+        self._writing = Lock()
+        with ExitStack() as stack:
+            stack.enter_context(locked(self.log))
+            self._seen = whole_rows(self.log, self._check)
+            for row in self._seen.values():
+                self.watch = self.watch.after(row, dispatcher.comparators)
+            self._pool = stack.enter_context(ThreadPoolExecutor(self.options.workers, thread_name_prefix="audit"))
+            self._open = stack.pop_all()
+        self._serving = self._dispatcher()
+
+    def __enter__(self) -> Auditor:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def run(self, query: Query | str) -> Answer:
+        """Answer a query as the dispatcher does; its audit, if it is drawn, comes later.
+
+        Raises:
+            TierError: the frontier failed.
+        """
+        query = self._identified(query)
+        answer = self._serving.run(query)
+        self._audit_later(answer)
+        return answer
+
+    async def arun(self, query: Query | str) -> Answer:
+        """As `run`, without blocking the event loop."""
+        query = self._identified(query)
+        answer = await self._serving.arun(query)
+        self._audit_later(answer)
+        return answer
+
+    @property
+    def expired(self) -> dict[str, str]:
+        """Task -> why its certificate has expired."""
+        return self.watch.expired
+
+    def flush(self) -> None:
+        """Wait for the audits under way.
+
+        Raises:
+            DataError: the quality function returned what is no quality, for the first audit that ended so.
+        """
+        for future in list(self._running):
+            future.result()
+
+    def close(self) -> None:
+        """Wait for the audits under way and let go of the log."""
+        with self._open:
+            self.flush()
+
+    def drawn(self, query: Query) -> bool:
+        """Whether a query is audited: a hash of its id, so that nothing about it or its answer plays a part."""
+        return bool(unit_interval([query.id or ""], self.options.seed, "audit")[0] < self.options.share)
+
+    def _identified(self, query: Query | str) -> Query:
+        query = Query(query) if isinstance(query, str) else query
+        return query if query.id is not None else replace(query, id=uuid4().hex)
+
+    def _audit_later(self, answer: Answer) -> None:
+        watched = any(answer.trace.task in tasks for tasks in self.watch.monitors)
+        if watched and self.drawn(answer.trace.query):
+            future = self._pool.submit(self._audit, answer)
+            self._running.add(future)
+            # a failed audit is kept, so that flush tells
+            future.add_done_callback(lambda done: None if done.exception() else self._running.discard(done))
+
+    def _audit(self, answer: Answer) -> None:
+        query = replace(answer.trace.query, task=answer.trace.task)
+        if query.id in self._seen:
+            return
+        made = {attempt.tier: attempt for attempt in answer.trace.attempts}
+        outcomes = {name: self._outcome(name, query, made.get(name)) for name in self._tiers(query)}
+        row = OutcomeRow(
+            replace(query, payload=None),
+            outcomes,
+            timestamp=datetime.now(UTC).isoformat(),
+            propensity=self.options.share,
+            source=f"{self.log}:{query.id}",
+        )
+        with self._writing:
+            with self.log.open("a", encoding="utf-8") as file:
+                file.write(outcome_line(row) + "\n")
+            self._seen[query.id] = row
+            before, self.watch = self.watch.expired, self.watch.after(row, self.certified.comparators)
+            if self.watch.expired != before:
+                self._serving = self._dispatcher()
+
+    def _dispatcher(self) -> Dispatcher:
+        return Dispatcher(self.watch.serving, self.certified.tiers, self.certified.comparators)
+
+    def _check(self, row: OutcomeRow) -> None:
+        unknown = [tier for tier in row.outcomes if tier not in self.certified.release.portfolio.names]
+        if unknown or self.certified.release.portfolio.frontier not in row.outcomes:
+            raise DataError(f"{row.source}: belongs to another portfolio; log to a new file")
+
+    def _tiers(self, query: Query) -> tuple[str, ...]:
+        portfolio = self.certified.release.portfolio
+        return (*(n for n in portfolio.below_frontier(query.task or "") if n in self._functions), portfolio.frontier)
+
+    def _outcome(self, tier: str, query: Query, made: Attempt | None) -> Outcome:
+        if made is not None and made.error is not None:
+            return Outcome(None, Completion(""), made.error)
+        completion = None if made is None else made.completion
+        if completion is None:
+            try:
+                completion = call_tier(
+                    self.certified.release.portfolio.tier(tier), self._functions[tier], Call(tier, query)
+                )
+            except TierError as error:
+                return Outcome(None, Completion(""), str(error))
+            self.spent_usd += completion.cost_usd or 0.0
+        quality = self.quality(query, completion)
+        if quality is not None and not (isinstance(quality, int | float) and 0 <= quality <= 1):
+            raise DataError(
+                f"query {query.id!r}: the quality function returned {quality!r} for {tier}; expected [0, 1]"
+            )
+        return Outcome(None if quality is None else float(quality), completion)
+
+
+def _functions(dispatcher: Dispatcher) -> dict[str, SyncTierCallable]:
+    """The tiers that can be called from a thread."""
+    functions = {name: function for name, tier in dispatcher.tiers.items() if (function := sync_form(tier)) is not None}
+    missing = [name for name in dispatcher.release.policy.tiers if name not in functions]
+    if missing:
+        raise PortfolioError(f"audit: {', '.join(missing)} is async only; audits need a sync form")
+    return functions

@@ -1,0 +1,216 @@
+"""Audits of a certified release, over tiers that really get worse."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from helpers import FRONTIER, MIDDLE, SMALL, portfolio, row, rows
+
+from routenlp_plugins import (
+    AuditOptions,
+    Auditor,
+    Completion,
+    DataError,
+    Dispatcher,
+    Policy,
+    Query,
+    Release,
+    TierError,
+    Watch,
+    fit,
+    replay,
+)
+from routenlp_plugins.evaluate.outcomes import read_outcomes
+from routenlp_plugins.types import Rung
+
+EVERYTHING = AuditOptions(share=1.0)
+
+
+class World:
+    """Three tiers whose confidence is their true probability of being right, until the small one degrades."""
+
+    def __init__(self) -> None:
+        self.degraded = False
+        self.calls: list[str] = []
+
+    def tiers(self):
+        return {SMALL: self.small, MIDDLE: self.middle, FRONTIER: self.frontier}
+
+    def frontier(self, call) -> Completion:
+        return self._answer(call, 1.0, None)
+
+    def small(self, call) -> Completion:
+        chance = np.random.default_rng(int(call.query.id)).beta(3, 1.2)
+        return self._answer(call, chance / 2 if self.degraded else chance, float(chance))
+
+    def middle(self, call) -> Completion:
+        chance = np.random.default_rng(int(call.query.id) + 10**6).beta(6, 1.2)
+        return self._answer(call, chance, float(chance))
+
+    def _answer(self, call, chance: float, confidence: float | None) -> Completion:
+        self.calls.append(call.tier)
+        lucky = np.random.default_rng([int(call.query.id), len(call.tier)]).random() < chance
+        return Completion("right" if lucky else "wrong", confidence=confidence, input_tokens=10, output_tokens=10)
+
+
+def is_right(query: Query, completion: Completion) -> float:
+    return float(completion.text == "right")
+
+
+@pytest.fixture(scope="module")
+def release() -> Release:
+    return fit(rows(3000), portfolio(), alpha=0.1)
+
+
+def auditor(release, log, world: World | None = None, options: AuditOptions = EVERYTHING, quality=is_right) -> Auditor:
+    return Auditor(Dispatcher(release, (world or World()).tiers()), quality, log, options)
+
+
+def ask(router: Auditor, first: int, last: int) -> list:
+    answers = [router.run(Query("x", "t", str(i))) for i in range(first, last)]
+    router.flush()
+    return answers
+
+
+def test_a_certificate_that_holds_stays(release, tmp_path):
+    with auditor(release, tmp_path / "log.jsonl") as router:
+        answers = ask(router, 0, 400)
+        assert router.expired == {}
+    assert {answer.tier for answer in answers} == {SMALL, MIDDLE, FRONTIER}
+    (monitor,) = router.watch.monitors.values()
+    assert monitor.n == 400
+    assert monitor.total / 400 < 0.03
+
+
+def test_a_tier_that_degrades_is_noticed_and_its_task_goes_to_the_frontier(release, tmp_path):
+    world = World()
+    log = tmp_path / "log.jsonl"
+    with auditor(release, log, world) as router:
+        ask(router, 0, 300)
+        world.degraded = True
+        ask(router, 300, 900)
+        assert router.expired.keys() == {"t"}
+        after = ask(router, 900, 1700)
+    assert {answer.tier for answer in after} == {FRONTIER}
+    assert "the certificate of task 't' has expired: " in after[0].trace.reason
+    assert "audits show that P(answer accepted below the frontier" in after[0].trace.reason
+    # the audits went on, and they are what a new release is fitted on
+    fresh = [r for r in read_outcomes(log) if int(r.query.id) >= 900]
+    assert len(fresh) == 800
+    assert set(fresh[0].outcomes) == {SMALL, MIDDLE, FRONTIER}
+    again = fit(fresh, portfolio(), alpha=0.1)
+    assert again.certificate.certified == ("t",)
+    assert replay(fresh, again).violation_rate < 0.1 < replay(fresh, release).violation_rate
+
+
+def test_the_log_is_the_whole_state(release, tmp_path):
+    log, world = tmp_path / "log.jsonl", World()
+    world.degraded = True
+    with auditor(release, log, world) as router:
+        ask(router, 0, 600)
+        before = router.watch
+        assert before.expired
+    whole = log.read_bytes()
+    log.write_bytes(whole[:-20])  # killed in the middle of a line
+    with auditor(release, log, world) as router:
+        (monitor,) = router.watch.monitors.values()
+        assert (monitor.n, router.expired.keys()) == (599, {"t"})
+        assert ask(router, 700, 701)[0].tier == FRONTIER
+        ask(router, 0, 5)  # audited already
+        (monitor,) = router.watch.monitors.values()
+        assert monitor.n == 600
+    assert len(read_outcomes(log)) == 600
+
+
+def test_the_share_is_drawn_by_the_id_and_nothing_else(release, tmp_path):
+    options = AuditOptions(share=0.2)
+    world = World()
+    with auditor(release, tmp_path / "log.jsonl", world, options) as router:
+        ask(router, 0, 500)
+        audited = {r.query.id for r in read_outcomes(tmp_path / "log.jsonl")}
+        assert audited == {str(i) for i in range(500) if router.drawn(Query("y", "t", str(i)))}
+        assert 70 < len(audited) < 130
+        assert {r.propensity for r in read_outcomes(tmp_path / "log.jsonl")} == {0.2}
+        assert router.spent_usd > 0
+    # what the policy had called was not called again
+    calls = {tier: world.calls.count(tier) for tier in (SMALL, MIDDLE, FRONTIER)}
+    assert calls[SMALL] <= 500 and calls[FRONTIER] < 500
+
+
+async def test_async_answers_are_audited_too(release, tmp_path):
+    with auditor(release, tmp_path / "log.jsonl") as router:
+        answers = await asyncio.gather(*(router.arun(Query("x", "t", str(i))) for i in range(20)))
+        await asyncio.to_thread(router.flush)
+    assert len(answers) == len(read_outcomes(tmp_path / "log.jsonl")) == 20
+
+
+def test_a_query_without_id_gets_one(release, tmp_path):
+    class Right(World):
+        def _answer(self, call, chance, confidence):
+            return Completion("right", confidence=0.5, input_tokens=1, output_tokens=1)
+
+        def small(self, call):
+            return self._answer(call, 1.0, 0.5)
+
+        middle = small
+
+    with auditor(release, tmp_path / "log.jsonl", Right()) as router:
+        assert router.run("x").trace.query.id
+        router.flush()
+    assert len(read_outcomes(tmp_path / "log.jsonl")) == 1
+
+
+def test_two_auditors_cannot_write_one_log(release, tmp_path):
+    with (
+        auditor(release, tmp_path / "log.jsonl"),
+        pytest.raises(DataError, match=r"log\.jsonl: another collection is writing to it"),
+    ):
+        auditor(release, tmp_path / "log.jsonl")
+    auditor(release, tmp_path / "log.jsonl").close()
+
+
+def test_a_log_of_another_portfolio_is_left_alone(release, tmp_path):
+    log = tmp_path / "log.jsonl"
+    log.write_text('{"query_id": "q", "task": "t", "outcomes": {"other": {"quality": 1}}}\n')
+    with pytest.raises(DataError, match=r"log\.jsonl:1: belongs to another portfolio; log to a new file"):
+        auditor(release, log)
+
+
+def test_a_quality_that_is_none_is_told_at_the_end(release, tmp_path):
+    router = auditor(release, tmp_path / "log.jsonl", quality=lambda query, completion: 7)
+    router.run(Query("x", "t", "1"))
+    with pytest.raises(DataError, match=r"the quality function returned 7 for .*; expected"):
+        router.close()
+
+
+def test_a_release_without_certificate_has_nothing_to_watch(tmp_path):
+    with pytest.raises(DataError, match="the release has no certificate that could expire"):
+        auditor(Release(portfolio(), Policy(FRONTIER, {"t": (Rung(SMALL),)})), tmp_path / "log.jsonl")
+
+
+def test_tasks_without_certificate_and_failing_frontiers_say_nothing(release):
+    watch = Watch.over(release)
+    other = row("a", "u", small=(0.0, 0.9), frontier=(1.0, None))
+    assert watch.after(other) == watch
+    failed = row("a", small=(0.0, 0.0), middle=(0.0, 0.0), frontier=(None, None))
+    down = replace(failed.outcomes[FRONTIER], error="down")
+    assert watch.after(replace(failed, outcomes={**failed.outcomes, FRONTIER: down})) == watch
+
+
+def test_a_failing_tier_is_an_outcome(release, tmp_path):
+    class Broken(World):
+        def small(self, call):
+            raise TierError("down", SMALL)
+
+    with auditor(release, tmp_path / "log.jsonl", Broken()) as router:
+        ask(router, 0, 10)
+    assert {r.outcomes[SMALL].error for r in read_outcomes(tmp_path / "log.jsonl")} == {"down"}
+
+
+@pytest.mark.parametrize("share", [0, -1, 1.5])
+def test_a_share_out_of_range_is_an_error(share):
+    with pytest.raises(DataError, match="share must be in"):
+        AuditOptions(share=share)
