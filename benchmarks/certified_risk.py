@@ -25,7 +25,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.neighbors import NearestNeighbors
 
 from routenlp_plugins import Call, Completion, LlamaCppTier, Portfolio, Query, Reference, TextClassifierTier, collect
-from routenlp_plugins.cascade.certificate import Stream, certify
+from routenlp_plugins.cascade.certification import Stream, certify
 from routenlp_plugins.cascade.risks import Violation
 from routenlp_plugins.cascade.search import Candidate, task_paths
 from routenlp_plugins.comparing import rouge_l

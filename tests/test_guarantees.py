@@ -12,7 +12,7 @@ from scipy.stats import binomtest
 
 from routenlp_plugins import FitOptions, RiskNotControlledError, Split, fit
 from routenlp_plugins.cascade.bounds import binomial_p_value, fixed_sequence
-from routenlp_plugins.cascade.certificate import Stream, certify
+from routenlp_plugins.cascade.certification import Stream, certify
 from routenlp_plugins.cascade.ladders import climb
 from routenlp_plugins.cascade.risks import Answered, Retention, Risk, SelectiveViolation, Violation
 from routenlp_plugins.cascade.search import task_paths

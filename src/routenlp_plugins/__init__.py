@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from .portfolio import Task as Task
     from .portfolio import Tier as Tier
     from .release import Release as Release
+    from .renewing import renew as renew
     from .tiers.llama_cpp import LlamaCppTier as LlamaCppTier
     from .tiers.openai_compatible import OpenAICompatibleTier as OpenAICompatibleTier
     from .tiers.openai_format import alternative_scores as alternative_scores
@@ -74,6 +75,7 @@ _MODULES = {
     "fitting": ("FitOptions", "Replay", "fit", "replay"),
     "portfolio": ("Portfolio", "Task", "Tier"),
     "release": ("Release",),
+    "renewing": ("renew",),
     "tiers.llama_cpp": ("LlamaCppTier",),
     "tiers.openai_compatible": ("OpenAICompatibleTier",),
     "tiers.openai_format": ("alternative_scores",),

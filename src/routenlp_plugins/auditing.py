@@ -15,7 +15,7 @@ from uuid import uuid4
 import numpy as np
 
 from .cascade.monitor import Monitor
-from .cascade.risks import Answered, risk_of
+from .cascade.risks import Answered, Risk, risk_of
 from .comparing import Comparator
 from .dispatch import Dispatcher
 from .errors import DataError, PortfolioError, TierError
@@ -27,7 +27,7 @@ from .release import Release
 from .tiers.boundary import SyncTierCallable, call_tier, sync_form
 from .types import Answer, Attempt, Call, Completion, Query
 
-__all__ = ["AuditOptions", "Auditor", "Watch"]
+__all__ = ["AuditOptions", "Auditor", "Watch", "excess_of"]
 
 Quality = Callable[[Query, Completion], float | None]
 """(query, answer of a tier) -> quality in [0, 1] as in the outcomes the release was fitted on; None is unknown."""
@@ -90,13 +90,9 @@ class Watch:
         tasks = next((tasks for tasks in self.monitors if row.query.task in tasks), None)
         if tasks is None:
             return self
-        try:
-            answer = replayed(row, self.release, comparators)
-        except TierError:
-            return self
         monitor = self.monitors[tasks]
-        excess = float(monitor.risk.excess(_answered(row, answer, self.release))[0])
-        return replace(self, monitors={**self.monitors, tasks: monitor.update(excess)})
+        excess = excess_of(row, self.release, monitor.risk, comparators)
+        return self if excess is None else replace(self, monitors={**self.monitors, tasks: monitor.update(excess)})
 
     @property
     def expired(self) -> dict[str, str]:
@@ -112,6 +108,17 @@ class Watch:
     def serving(self) -> Release:
         """The release with its expired tasks on the frontier."""
         return replace(self.release, policy=replace(self.release.policy, expired=self.expired))
+
+
+def excess_of(
+    row: OutcomeRow, release: Release, risk: Risk, comparators: Mapping[str, Comparator] | None = None
+) -> float | None:
+    """Of what a release would have answered to an audited query; None if the frontier had failed."""
+    try:
+        answer = replayed(row, release, comparators)
+    except TierError:
+        return None
+    return float(risk.excess(_answered(row, answer, release))[0])
 
 
 def _answered(row: OutcomeRow, answer: Answer, release: Release) -> Answered:

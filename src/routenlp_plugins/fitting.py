@@ -11,7 +11,8 @@ from typing import Any, cast
 
 import numpy as np
 
-from .cascade.certificate import Certificate, Proof, Stream, certify, method
+from .cascade.certificate import Certificate, Proof
+from .cascade.certification import Stream, certify, method
 from .cascade.risks import Retention, Risk, SelectiveViolation, Violation
 from .cascade.search import Candidate, pooled_paths, task_paths
 from .cascade.search import Path as Candidates

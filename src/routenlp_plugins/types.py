@@ -247,6 +247,11 @@ class Confidence:
         if not all(isfinite(place) and 0 <= value <= 1 for place, value in self.knots):
             raise PortfolioError(f"confidence in {self.tier!r}: knots must be finite, with probabilities in [0, 1]")
 
+    @property
+    def tiers(self) -> set[str]:
+        """All tiers whose answers it looks at."""
+        return {self.tier, *(t.tier for t in self.terms), *(t.other for t in self.terms if t.other is not None)}
+
     @classmethod
     def plain(cls, tier: str, kind: str = "confidence") -> Confidence:
         """One kind of evidence as it is."""
@@ -306,7 +311,7 @@ class Policy:
                 if rung.tier in called or rung.tier == self.frontier:
                     raise PortfolioError(f"task {task!r}: tier {rung.tier!r} is called twice")
                 called.add(rung.tier)
-                needed = {name for c in rung.confidences for name in _tiers_of(c)} - called
+                needed = {name for confidence in rung.confidences for name in confidence.tiers} - called
                 if needed:
                     raise PortfolioError(
                         f"task {task!r}: rung {rung.tier!r} looks at {', '.join(sorted(needed))} before it is called"
@@ -317,11 +322,6 @@ class Policy:
         """Names of all tiers that can be called, the frontier last."""
         below = dict.fromkeys(rung.tier for rungs in self.ladders.values() for rung in rungs)
         return (*below, self.frontier)
-
-
-def _tiers_of(confidence: Confidence) -> set[str]:
-    terms = confidence.terms
-    return {confidence.tier, *(t.tier for t in terms), *(t.other for t in terms if t.other is not None)}
 
 
 def _finite_number(value: object, what: str) -> None:

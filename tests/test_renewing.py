@@ -1,0 +1,128 @@
+"""A certificate that expired is renewed by thresholds that the audits propose, on audits they were not proposed by."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from helpers import FRONTIER, portfolio, row, rows
+from scipy.stats import binomtest
+
+from routenlp_plugins import DataError, RiskNotControlledError, Watch, fit, renew, replay
+from routenlp_plugins.cascade.adaptive import AdaptiveLevel, shifted
+from routenlp_plugins.types import Confidence, Rung, Term
+
+
+def degraded(n: int, seed: int, loss: float = 0.25, first: int = 0):
+    """Rows in which the small tier is right less often than its confidence says."""
+    rng = np.random.default_rng(seed)
+    members = []
+    for i in range(n):
+        small, middle = rng.beta(3, 1.2), rng.beta(6, 1.2)
+        good = rng.random(2) < (small - loss * small, middle)
+        members.append(
+            row(
+                f"d{seed}-{first + i}",
+                small=(float(good[0]), float(small)),
+                middle=(float(good[1]), float(middle)),
+                frontier=(1.0, None),
+            )
+        )
+    return members
+
+
+@pytest.fixture(scope="module")
+def release():
+    return fit(rows(3000), portfolio(), alpha=0.1)
+
+
+def test_an_expired_certificate_is_renewed_with_stricter_thresholds(release):
+    audits = [*rows(200, seed=5), *degraded(2500, 1)]
+    renewed = renew(release, audits)
+    (proof,) = renewed.certificate.proofs
+    assert (renewed.certificate.certified, proof.status) == (("t",), "certified")
+    assert proof.n < 2500
+    assert proof.delta == pytest.approx(0.05)
+    fresh = degraded(4000, 2)
+    assert replay(fresh, release).violation_rate > 0.1 >= replay(fresh, renewed).violation_rate
+    assert replay(fresh, renewed).cost_ratio < 1
+    assert Watch.over(renewed).expired == {}
+
+
+def test_a_renewal_that_cannot_be_shown_keeps_the_task_on_the_frontier(release):
+    wrong = [row(f"w{i}", small=(0.0, 0.99), middle=(0.0, 0.99), frontier=(1.0, None)) for i in range(400)]
+    audits = [*rows(200, seed=5), *wrong]
+    with pytest.raises(RiskNotControlledError, match="no expired task can be certified again: ") as caught:
+        renew(release, audits)
+    assert replay(audits, caught.value.release).tier_share[FRONTIER] == 1
+
+
+def test_each_attempt_spends_less(release):
+    audits = [*rows(200, seed=5), *degraded(2500, 1)]
+    shares = [renew(release, audits, attempt=k).certificate.proofs[0].delta for k in (1, 2, 3)]
+    assert shares == pytest.approx([0.1 / 2, 0.1 / 6, 0.1 / 12])
+    with pytest.raises(DataError, match="attempt must be 1, 2"):
+        renew(release, audits, attempt=0)
+
+
+def test_a_certificate_that_holds_is_not_renewed(release):
+    with pytest.raises(DataError, match="no certificate has expired on these audits"):
+        renew(release, rows(300, seed=5))
+
+
+def test_a_task_whose_certificate_holds_keeps_it():
+    both = fit([*rows(1500, 0, "t"), *rows(1500, 1, "u")], portfolio(), alpha=0.1)
+    audits = [*rows(300, 7, "u"), *degraded(2500, 1)]
+    renewed = renew(both, audits)
+    old, new = ({proof.tasks: proof for proof in one.certificate.proofs} for one in (both, renewed))
+    assert old["u",] == new["u",]
+    assert old["t",] != new["t",]
+    assert renewed.policy.ladders["u"] == both.policy.ladders["u"]
+
+
+def test_the_adaptive_level_brings_the_violation_rate_to_alpha():
+    """Long-run coverage of adaptive conformal inference, on a stream that changes."""
+    rng = np.random.default_rng(0)
+    level, alpha, violations = AdaptiveLevel(step=0.5, floor=-50.0), 0.1, []
+    for t in range(6000):
+        score = rng.normal() + (1.0 if t > 3000 else 0.0)
+        violations.append(score > level.shift)
+        level = level.update(violations[-1] - alpha)
+    assert np.mean(violations) == pytest.approx(alpha, abs=0.01)
+    assert np.mean(violations[4000:]) == pytest.approx(alpha, abs=0.02)
+
+
+def test_the_adaptive_level_has_a_floor_and_a_step():
+    level = AdaptiveLevel(step=1.0)
+    assert level.update(-0.1).shift == 0
+    assert level.update(0.9).update(-0.1).shift == pytest.approx(0.8)
+    with pytest.raises(DataError, match="step must be above 0"):
+        AdaptiveLevel(step=0)
+
+
+def test_shifting_a_ladder_moves_thresholds_only():
+    confidences = (Confidence("b", (Term(1.0, "b", "confidence"), Term(1.0, "b", None, "a"))),)
+    ladder = (Rung("a"), Rung("b", 0.5, confidences))
+    assert shifted(ladder, 0.0) == ladder
+    stricter = shifted(ladder, 1.0)
+    assert stricter[0] == Rung("a", 1.0)  # only called, for its agreement with b
+    assert stricter[1].threshold == pytest.approx(1 / (1 + np.exp(-1)))
+    assert shifted((Rung("a"),), 1.0) == ()
+    assert shifted((Rung("a", 1.0), Rung("b", 0.5, confidences)), -1.0)[0] == Rung("a", 1.0)
+
+
+@pytest.mark.long
+def test_renewed_certificates_hold_over_draws(release):
+    """Monte Carlo over whole streams: alarm, adaptive level and test."""
+    population = degraded(6000, 3)
+    exceeding = tried = 0
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        drawn = [population[i] for i in rng.choice(len(population), 900, replace=False)]
+        try:
+            renewed = renew(release, drawn)
+        except (RiskNotControlledError, DataError):
+            continue
+        tried += 1
+        exceeding += replay(population, renewed).violation_rate > 0.1
+    assert tried > 150
+    assert binomtest(exceeding, 300, 0.05, alternative="greater").pvalue > 0.01
