@@ -68,6 +68,12 @@ def renew(
         stream = _stream(release, after[proof.tasks], certificate.seed, comparators)
         share = (proof.delta or certificate.delta) / (attempt * (attempt + 1))
         chosen, (renewed,) = certify(risk, [(stream, [_path(release, proof.tasks, shift, risk, ordering)])], share)
+        if chosen and stream.under(chosen).cost_ratio >= 1:
+            # what always escalates breaks no promise
+            chosen, renewed = (
+                {},
+                replace(renewed, status="frontier", reason="what passes is no cheaper than the frontier"),
+            )
         proofs.append(replace(renewed, tasks=proof.tasks))
         ladders |= {task: chosen[task].rungs if task in chosen else () for task in proof.tasks}
     policy = replace(release.policy, ladders=ladders)
@@ -101,7 +107,8 @@ def _at_the_alarm(
 def _stream(
     release: Release, rows: Sequence[OutcomeRow], seed: int, comparators: Mapping[str, Comparator] | None
 ) -> Stream:
-    tables = task_tables(rows, release.portfolio, comparators=comparators)
+    ladders = release.policy.ladders
+    tables = task_tables(rows, release.portfolio, comparators=comparators, ladders=ladders)
     return Stream({task: table.one_per_unit(seed) for task, table in tables.items()})
 
 

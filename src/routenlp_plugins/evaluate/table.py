@@ -14,7 +14,7 @@ from ..comparing import Comparator, comparator
 from ..errors import DataError, PortfolioError
 from ..evidence import evidence, kinds
 from ..portfolio import Portfolio, Tier
-from ..types import Completion
+from ..types import Completion, Rung
 from .outcomes import Outcome, OutcomeRow
 
 __all__ = ["Split", "TaskTable", "cost_of", "data_hash", "split", "task_tables", "unit_interval"]
@@ -105,6 +105,7 @@ def task_tables(
     portfolio: Portfolio,
     like: Mapping[str, TaskTable] | None = None,
     comparators: Mapping[str, Comparator] | None = None,
+    ladders: Mapping[str, Sequence[Rung]] | None = None,
 ) -> dict[str, TaskTable]:
     """One table a task, in order of the task's name; rows in order of their query's id.
 
@@ -112,6 +113,7 @@ def task_tables(
         like: task -> table whose tiers, in their order, and kinds of evidence are taken over: what is decided on one
             split must not depend on the other.
         comparators: the user's own, by name.
+        ladders: task -> rungs whose evidence is in the table in any case, unknown where no answer came with it.
 
     Raises:
         DataError: an outcome names an unknown tier, the frontier's outcome is missing, a comparator is unknown.
@@ -127,11 +129,22 @@ def task_tables(
             raise DataError(f"{row.source}: outcomes: the frontier {portfolio.frontier!r} is missing")
     # by id, so that no result depends on the order of the rows
     in_order = sorted(rows, key=lambda row: (_task_of(row), row.query.id or ""))
-    known = like or {}
-    return {
-        task: _table(list(members), portfolio, comparator(portfolio.task(task).agreement, comparators), known.get(task))
-        for task, members in groupby(in_order, key=_task_of)
-    }
+    tables = {}
+    for task, members in groupby(in_order, key=_task_of):
+        compare = comparator(portfolio.task(task).agreement, comparators)
+        table = _table(list(members), portfolio, compare, (like or {}).get(task))
+        tables[task] = _with_evidence_of(table, (ladders or {}).get(task, ()))
+    return tables
+
+
+def _with_evidence_of(table: TaskTable, rungs: Sequence[Rung]) -> TaskTable:
+    """The table with unknown values for evidence that these rungs look at and that it has not."""
+    terms = [term for rung in rungs for confidence in rung.confidences for term in confidence.terms]
+    unknown = np.full(len(table), np.nan)
+    evidence = {(term.tier, term.kind): unknown for term in terms if term.kind is not None}
+    pairs = [tuple(sorted((t.tier, t.other), key=table.tiers.index)) for t in terms if t.other is not None]
+    agreement = dict.fromkeys(pairs, unknown)
+    return replace(table, evidence=evidence | dict(table.evidence), agreement=agreement | dict(table.agreement))
 
 
 @dataclass(frozen=True, slots=True)
