@@ -142,8 +142,8 @@ def _with_evidence_of(table: TaskTable, rungs: Sequence[Rung]) -> TaskTable:
     terms = [term for rung in rungs for confidence in rung.confidences for term in confidence.terms]
     unknown = np.full(len(table), np.nan)
     evidence = {(term.tier, term.kind): unknown for term in terms if term.kind is not None}
-    pairs = [tuple(sorted((t.tier, t.other), key=table.tiers.index)) for t in terms if t.other is not None]
-    agreement = dict.fromkeys(pairs, unknown)
+    pairs = [sorted((t.tier, t.other), key=table.tiers.index) for t in terms if t.other is not None]
+    agreement = {(first, second): unknown for first, second in pairs}
     return replace(table, evidence=evidence | dict(table.evidence), agreement=agreement | dict(table.agreement))
 
 
