@@ -25,7 +25,7 @@ from .portfolio import Portfolio
 from .release import Release, fingerprint
 from .types import Answer, Call, Completion, Policy
 
-__all__ = ["FitOptions", "Outcomes", "Replay", "fit", "replay", "replayed"]
+__all__ = ["FitOptions", "Outcomes", "Replay", "fit", "outcome_rows", "replay", "replayed"]
 
 Outcomes = Paths | Sequence[OutcomeRow]
 """Paths of outcome files, or rows already read."""
@@ -86,7 +86,7 @@ def fit(
         raise DataError(f"delta must be strictly between 0 and 1, got {delta!r}")
     if not isinstance(portfolio, Portfolio):
         portfolio = Portfolio.from_yaml(portfolio)
-    rows = _rows(outcomes)
+    rows = outcome_rows(outcomes)
     parts = split(rows, options.split, seed)
     tables = task_tables(parts["ordering"], portfolio, comparators=options.comparators)
     held_out = {
@@ -196,7 +196,8 @@ def _prompts(rows: Sequence[OutcomeRow], chosen: Mapping[str, Candidate]) -> dic
     }
 
 
-def _rows(outcomes: Outcomes) -> list[OutcomeRow]:
+def outcome_rows(outcomes: Outcomes) -> list[OutcomeRow]:
+    """The rows of these files, or these rows, none of them twice."""
     if isinstance(outcomes, str | Path):
         return read_outcomes(outcomes)
     items = list(cast("Iterable[str | Path | OutcomeRow]", outcomes))
@@ -264,7 +265,7 @@ def replay(outcomes: Outcomes, release: Release, comparators: Mapping[str, Compa
         DataError: outcomes are malformed, or a query has no outcome of a tier the release would call.
         PortfolioError: the cost of a call is not known.
     """
-    rows = _rows(outcomes)
+    rows = outcome_rows(outcomes)
     tables = task_tables(rows, release.portfolio, comparators=comparators)
     answers = [replayed(row, release, comparators) for row in rows]
     tasks: dict[str, list[bool]] = defaultdict(list)

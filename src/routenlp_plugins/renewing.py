@@ -16,6 +16,7 @@ from .comparing import Comparator
 from .errors import DataError, RiskNotControlledError
 from .evaluate.outcomes import OutcomeRow
 from .evaluate.table import data_hash, task_tables
+from .fitting import Outcomes, outcome_rows
 from .release import Release, fingerprint
 from .types import Policy
 
@@ -27,7 +28,7 @@ STRICTER = (3.0, 2.0, 1.5, 1.0, 0.75, 0.5, 0.25, 0.0, -0.25, -0.5)
 
 def renew(
     release: Release,
-    audits: Sequence[OutcomeRow],
+    audits: Outcomes,
     *,
     attempt: int = 1,
     level: AdaptiveLevel | None = None,
@@ -41,7 +42,7 @@ def renew(
 
     Args:
         release: as it was certified, not as it serves.
-        audits: all audited rows in the order in which they came, as the log of an `Auditor` holds them.
+        audits: the log of an `Auditor`, or all its rows in the order in which they came.
         attempt: 1, 2, ...: how often this was tried. Each try spends its own share of delta, 1 / (k (k + 1)).
         level: step and floor of the adaptive level.
 
@@ -52,7 +53,8 @@ def renew(
     if attempt < 1:
         raise DataError(f"attempt must be 1, 2, ..., got {attempt!r}")
     certificate = release.certificate
-    before, after = _at_the_alarm(release, audits, comparators)
+    rows = outcome_rows(audits)
+    before, after = _at_the_alarm(release, rows, comparators)
     if certificate is None or not before:
         raise DataError("renew: no certificate has expired on these audits")
     risk = risk_of(certificate.risk, certificate.level)
@@ -77,7 +79,7 @@ def renew(
         proofs.append(replace(renewed, tasks=proof.tasks))
         ladders |= {task: chosen[task].rungs if task in chosen else () for task in proof.tasks}
     policy = replace(release.policy, ladders=ladders)
-    renewal = replace(release, policy=policy, certificate=_renewed(certificate, tuple(proofs), policy, audits))
+    renewal = replace(release, policy=policy, certificate=_renewed(certificate, tuple(proofs), policy, rows))
     tried = [proof for proof in proofs if proof.tasks in before]
     if not any(proof.status == "certified" for proof in tried):
         reasons = "; ".join(proof.reason for proof in tried)

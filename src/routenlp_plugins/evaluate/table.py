@@ -142,8 +142,11 @@ def _with_evidence_of(table: TaskTable, rungs: Sequence[Rung]) -> TaskTable:
     terms = [term for rung in rungs for confidence in rung.confidences for term in confidence.terms]
     unknown = np.full(len(table), np.nan)
     evidence = {(term.tier, term.kind): unknown for term in terms if term.kind is not None}
-    pairs = [sorted((t.tier, t.other), key=table.tiers.index) for t in terms if t.other is not None]
-    agreement = {(first, second): unknown for first, second in pairs}
+    agreement = {}
+    for term in terms:
+        if term.other is not None:
+            first, second = sorted((term.tier, term.other), key=table.tiers.index)
+            agreement[first, second] = unknown
     return replace(table, evidence=evidence | dict(table.evidence), agreement=agreement | dict(table.agreement))
 
 

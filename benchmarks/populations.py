@@ -1,0 +1,118 @@
+"""Populations whose risks are known exactly: tables of real outcomes, and synthetic ones."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from routenlp_plugins import Portfolio
+from routenlp_plugins.evaluate.outcomes import read_outcomes
+from routenlp_plugins.evaluate.table import TaskTable, task_tables
+
+HERE = Path(__file__).parent
+SCRATCH = HERE / "scratch"
+OF_TIERS = {2: (0,), 3: (0, 2), 5: (0, 1, 2, 3)}
+"""Number of tiers -> which of the four cheap ones below are in."""
+RECORDED = {
+    "medmcqa": ("medmcqa_nine", ("llama3.2-3b", "llama3.1-8b", "gpt-4o-mini", "qwen2.5-72b-instruct")),
+    "arc_challenge": ("routerbench_arc_challenge", None),
+}
+LOCAL = ("cs_intent", "legal_clause", "cs_response")
+
+
+def data_folder() -> Path:
+    """Where the real data is."""
+    folder = os.environ.get("ROUTENLP_DATA")
+    if folder is None:
+        sys.exit("set ROUTENLP_DATA to the data folder; benchmarks/README.md tells where the originals are published")
+    return Path(folder)
+
+
+def synthetic(tiers: int, n: int = 20_000, seed: int = 0) -> TaskTable:
+    """Answers are right with a probability that falls with a query's difficulty; confidences are noisy views of it.
+
+    Two tiers that are both wrong give the same wrong answer one time in four.
+    """
+    rng = np.random.default_rng(seed)
+    skill, price = np.array([0.0, 0.6, 1.2, 1.8]), np.array([1.0, 3.0, 8.0, 20.0])
+    columns = list(OF_TIERS[tiers])
+    names = tuple(f"tier-{i}" for i in columns)
+    difficulty = rng.normal(size=n)
+    probability = 1 / (1 + np.exp(-1.6 * (skill[columns] + 0.8 - difficulty[:, None])))
+    right = rng.random((n, len(columns))) < probability
+    answer = np.where(right, -1, rng.integers(4, size=(n, len(columns))))
+    seen = 1 / (1 + np.exp(-(np.log(probability / (1 - probability)) + rng.normal(0, 0.8, probability.shape))))
+    frontier = rng.random(n) < 1 / (1 + np.exp(-(3.6 - difficulty)))
+    return TaskTable(
+        task="synthetic",
+        tiers=(*names, "frontier"),
+        tau=1.0,
+        units=np.array([f"q{i}" for i in range(n)]),
+        weights=np.ones(n),
+        quality=np.column_stack([right, frontier]).astype(np.float64),
+        cost=np.broadcast_to(np.r_[price[columns], 60.0], (n, len(columns) + 1)).copy(),
+        answered=np.ones((n, len(columns)), dtype=np.bool_),
+        tried=np.ones((n, len(columns)), dtype=np.bool_),
+        evidence={(name, "confidence"): seen[:, i] for i, name in enumerate(names)},
+        agreement={
+            (names[i], names[j]): (answer[:, i] == answer[:, j]).astype(np.float64)
+            for i in range(len(names))
+            for j in range(i + 1, len(names))
+        },
+    )
+
+
+def recorded(name: str, tiers: int | None = None) -> TaskTable:
+    """Outcomes of language models, recorded by others; of `tiers` of them, the frontier included, or of all."""
+    file, cheap = RECORDED[name]
+    folder = data_folder() / "outcomes"
+    portfolio = Portfolio.from_yaml(folder / f"{file}.portfolio.yaml")
+    table = task_tables(read_outcomes(folder / f"{file}.jsonl.gz"), portfolio)[name]
+    if tiers is None:
+        return table
+    below = cheap or tuple(np.array(table.tiers[:-1])[np.linspace(2, len(table.tiers) - 2, 4).astype(int)])
+    return only(table, tuple(tier for i, tier in enumerate(below) if i in OF_TIERS[tiers]))
+
+
+def only(table: TaskTable, below: tuple[str, ...]) -> TaskTable:
+    """The table with these tiers below the frontier."""
+    places = [i for i, tier in enumerate(table.tiers[:-1]) if tier in below]
+    columns = [*places, len(table.tiers) - 1]
+    return replace(
+        table,
+        tiers=tuple(table.tiers[i] for i in columns),
+        quality=table.quality[:, columns],
+        cost=table.cost[:, columns],
+        answered=table.answered[:, places],
+        tried=table.tried[:, places],
+        evidence={key: values for key, values in table.evidence.items() if key[0] in below},
+        agreement={key: values for key, values in table.agreement.items() if set(key) <= set(below)},
+    )
+
+
+def local(task: str) -> TaskTable:
+    """Fold B of a task of the paper: local tiers trained on fold A, collected by `certified_risk.py`."""
+    portfolio = Portfolio.from_yaml(HERE / "portfolios" / "certified_risk.yaml")
+    file = SCRATCH / f"{task}-B.jsonl"
+    if not file.exists():
+        sys.exit(f"{file} is missing: run certified_risk.py first")
+    return task_tables(read_outcomes(file), portfolio)[task]
+
+
+def populations() -> Mapping[str, TaskTable]:
+    """All of them, by name and number of tiers."""
+    found = {f"synthetic, {k} tiers": synthetic(k) for k in OF_TIERS}
+    found |= {f"{name}, {k} tiers": recorded(name, k) for name in RECORDED for k in OF_TIERS}
+    found |= {f"{task}, {len(table.tiers)} tiers": table for task in LOCAL if (table := local(task))}
+    return found
+
+
+def drawn(population: TaskTable, n: int, rng: np.random.Generator) -> TaskTable:
+    """n rows with replacement, each a unit of its own: a row drawn twice is two queries."""
+    sample = population.take(rng.integers(len(population), size=n))
+    return replace(sample, units=np.array([f"{unit}#{i}" for i, unit in enumerate(sample.units)]))
