@@ -1,10 +1,9 @@
 """What does validity cost? Cost of the certified policy against hindsight, against MAPIE and against no test.
 
 For each number of labels in all (ordering 40 %, reporting 10 %, certification 50 %), draws with replacement from a
-population, a whole fit on each. *Hindsight* is the cheapest policy of a large search that keeps the promise on the
-population. *MAPIE* is its `BinaryClassificationController` on the same certification rows: it controls P(bad and accepted) over
-thresholds of the best single cheap tier, or over joint thresholds of the best pair, chosen on the ordering rows, by its
-own fixed-sequence or Bonferroni-Holm test.
+population, a whole fit on each. *Hindsight* is the cheapest policy of a search on the whole population that keeps the
+promise there. *MAPIE* is its `BinaryClassificationController` on the same certification rows: it controls P(accepted and
+bad) over thresholds of the cheap tier that is best on the ordering rows, by fixed-sequence testing.
 
     ROUTENLP_DATA=... python benchmarks/power.py
 """

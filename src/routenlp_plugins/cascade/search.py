@@ -6,9 +6,10 @@ front of cost and risk over all families; its confidences are then fitted on all
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import sqrt
+from math import inf, sqrt
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,10 @@ __all__ = ["Candidate", "Path", "Point", "pooled_paths", "task_paths"]
 MAX_RUNGS = 4
 PATH_LENGTH = 50
 BEAM = 12
+LADDERS = 3
+"""Ladders on a path: the more there are, the more of its steps are luck and not thresholds."""
+PROVABLE = 1.3
+"""Standard errors below 0 at which a candidate can probably be certified with as many rows as order it."""
 TASK_TABLE = "task table"
 
 
@@ -126,11 +131,25 @@ def _path(points: Iterable[Point]) -> Path:
 
 
 def _front(table: TaskTable, risk: Risk, seed: int) -> list[Candidate]:
-    """All candidates that no other beats in both cost and excess."""
+    """Of the task table and the most promising ladders, what no other beats in both cost and signal."""
     if not len(table) or len(table.tiers) < 2:
         return []
+    ladders: dict[tuple[str, ...], list[Candidate]] = defaultdict(list)
+    for candidate in _Search(table, risk, seed).candidates():
+        ladders[candidate.family, *(rung.tier for rung in candidate.rungs)].append(candidate)
+    provable = -PROVABLE / sqrt(len(table))
+
+    def promise(ladder: tuple[str, ...]) -> tuple[float, float]:
+        """The least cost that can probably be certified; where none can, the least signal."""
+        signals = [_signal(c) for c in ladders[ladder]]
+        costs = [c.cost for c, signal in zip(ladders[ladder], signals, strict=True) if signal <= provable]
+        return min(costs, default=inf), min(signals)
+
+    cascades = sorted((ladder for ladder in ladders if ladder[0] != TASK_TABLE), key=promise)[:LADDERS]
+    tables = [ladder for ladder in ladders if ladder[0] == TASK_TABLE]
     front: list[Candidate] = []
-    for candidate in sorted(_Search(table, risk, seed).candidates(), key=lambda c: (_signal(c), c.cost, len(c.rungs))):
+    kept = [candidate for ladder in (*tables, *cascades) for candidate in ladders[ladder]]
+    for candidate in sorted(kept, key=lambda c: (_signal(c), c.cost, len(c.rungs))):
         if not front or candidate.cost < front[-1].cost:
             front.append(candidate)
     return front
