@@ -2,8 +2,8 @@
 
 For each number of labels in all (ordering 40 %, reporting 10 %, certification 50 %), draws with replacement from a
 population, a whole fit on each. *Hindsight* is the cheapest policy of a search on the whole population that keeps the
-promise there. *MAPIE* is its `BinaryClassificationController` on the same certification rows: it controls P(accepted and
-bad) over thresholds of the cheap tier that is best on the ordering rows, by fixed-sequence testing.
+promise there. *MAPIE* is its `BinaryClassificationController` on the same certification rows: it controls
+P(accepted and bad) over thresholds of the cheap tier that is best on the ordering rows, by fixed-sequence testing.
 
     ROUTENLP_DATA=... python benchmarks/power.py
 """

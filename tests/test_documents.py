@@ -20,7 +20,14 @@ from routenlp_plugins import Completion
 from routenlp_plugins.demo.workload import load_workload
 from routenlp_plugins.testing import ScriptedServer
 
-DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "integrations").glob("*/README.md")])
+DOCUMENTS = sorted(
+    [
+        ROOT / "README.md",
+        *(ROOT / "docs").glob("*.md"),
+        *(ROOT / "cookbook").glob("*.md"),
+        *(ROOT / "integrations").glob("*/README.md"),
+    ]
+)
 SNIPPETS = [snippet for snippet in find_examples(*DOCUMENTS) if snippet.prefix == "python"]
 TITLED = re.compile(r'^```\w+ title="(?P<name>[^"]+)"\n(?P<content>.*?)^```', re.MULTILINE | re.DOTALL)
 LOCALS: dict[str, dict[str, object]] = {}

@@ -19,6 +19,7 @@ FOLDS = 5
 MIN_ROWS = 30
 """Below this a confidence is one kind of evidence as it is."""
 PLACES = 64
+TILT = 0.02
 MIN_GAIN = 0.002
 """Nats by which a calibration map must lower the held-out log loss of the plain logistic curve to be used."""
 PENALTY = 1.0
@@ -179,9 +180,10 @@ def _venn_abers(total: NDArray[np.float64], target: NDArray[np.float64]) -> tupl
 
 
 def _knots(places: NDArray[np.float64], values: NDArray[np.float64]) -> tuple[tuple[float, float], ...]:
-    """Strictly rising places, and values that rise a little even where the table is flat: order is kept."""
+    """Strictly rising places, and values tilted a little by the logistic curve: a plateau has an order within it too,
+    and a threshold can cut it there."""
     places, first = np.unique(places, return_index=True)
-    values = np.clip(values[first], 1e-4, 1 - 1e-4)
+    values = (1 - TILT) * values[first] + TILT * _on_curve(places, ())
     return tuple((float(place), float(value)) for place, value in zip(places, values, strict=True))
 
 

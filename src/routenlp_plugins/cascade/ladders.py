@@ -16,7 +16,10 @@ from .risks import Risk
 __all__ = ["Judged", "climb", "joint_levels", "judged", "optimal_stopping", "stopping_step"]
 
 LEVELS = 64
+FIRST = 0.15
+"""Expected bad answers, as a share of all queries, up to which levels are finest."""
 PRICES = 48
+BETWEEN = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,15 +99,26 @@ def climb(table: TaskTable, rungs: Sequence[Rung]) -> tuple[NDArray[np.intp], ND
 
 
 def joint_levels(ladder: Judged) -> Iterator[NDArray[np.float64]]:
-    """One level of confidence for all steps, from strict to lenient."""
-    seen = ladder.confidence[np.isfinite(ladder.confidence)]
-    values = np.unique(seen)
-    if not len(values):
+    """One level of confidence for all steps.
+
+    A third of the levels lets through equal shares of the rows, a third equal shares of the bad answers that the
+    confidences expect, and a third resolves the first of these, where promises are made.
+    """
+    best = ladder.confidence.max(axis=1)
+    falling = -np.sort(-best[np.isfinite(best)])
+    if not len(falling):
         return
+    values = np.unique(falling)
     # between two values, so that no rounding decides
     between = np.concatenate([[values[0] - 1e-6], (values[1:] + values[:-1]) / 2])
-    at = np.unique(np.searchsorted(between, np.quantile(seen, np.linspace(0, 1, LEVELS))).clip(0, len(between) - 1))
-    for level in between[at]:
+    bad = np.cumsum(1 - falling)
+    places = [
+        np.linspace(0, len(falling) - 1, LEVELS).astype(np.intp),
+        np.searchsorted(bad, np.linspace(0, bad[-1], LEVELS)),
+        np.searchsorted(bad, np.linspace(0, min(bad[-1], FIRST * len(best)), LEVELS)),
+    ]
+    lowest = np.unique(falling[np.concatenate(places).clip(0, len(falling) - 1)])
+    for level in between[np.searchsorted(values, lowest)]:
         yield np.full(ladder.confidence.shape[1], np.clip(level, 0.0, 1.0))
 
 
@@ -113,29 +127,37 @@ def optimal_stopping(table: TaskTable, ladder: Judged, risk: Risk) -> Iterator[N
 
     Backward induction: the last step weighs its answer against the frontier's cost, each step before against what
     going on costs under the thresholds after it. Expectations are those of the confidences, not of the labels: what is
-    searched over should not be noise.
+    searched over should not be noise. Prices reach the convex hull of cost and risk only, so that thresholds between
+    those of neighbouring prices are tried too.
     """
-    steps = ladder.confidence.shape[1]
-    excess = risk.expected_excess(np.clip(ladder.confidence, 0.0, 1.0))
-    step_cost = np.diff(ladder.cost, axis=1)
-    orders = [np.argsort(-ladder.confidence[:, j], kind="stable") for j in range(steps)]
     unit = float(table.cost[:, -1].mean()) or 1.0
+    excess = risk.expected_excess(np.clip(ladder.confidence, 0.0, 1.0))
+    found = [_at_price(ladder, excess, price) for price in unit * np.geomspace(0.3, 3000, PRICES)]
+    found = [np.minimum(thresholds, 1.0) for thresholds in found if np.isfinite(thresholds).any()]
     seen: set[bytes] = set()
-    for price in unit * np.geomspace(0.3, 3000, PRICES):
-        thresholds = np.full(steps, np.inf)
-        onward = step_cost[:, -1]
-        for j in reversed(range(steps)):
-            stop = price * excess[:, j]
-            order = orders[j]
-            saved = np.concatenate([[0.0], np.cumsum((stop - onward)[order])])
-            accepted = int(saved.argmin())
-            thresholds[j] = _between(ladder.confidence[order, j], accepted)
-            value = np.where(ladder.confidence[:, j] >= thresholds[j], stop, onward)
-            onward = value if j == 0 else step_cost[:, j - 1] + value
-        key = np.round(thresholds, 9).tobytes()
-        if key not in seen and np.isfinite(thresholds).any():
-            seen.add(key)
-            yield thresholds
+    for first, second in zip(found, found[1:] + found[-1:], strict=True):
+        for weight in np.arange(BETWEEN) / BETWEEN:
+            thresholds = (1 - weight) * first + weight * second
+            key = np.round(thresholds, 9).tobytes()
+            if key not in seen:
+                seen.add(key)
+                yield thresholds
+
+
+def _at_price(ladder: Judged, excess: NDArray[np.float64], price: float) -> NDArray[np.float64]:
+    """(J,) best thresholds at a price of excess; inf where the step should never stop."""
+    steps = excess.shape[1]
+    step_cost = np.diff(ladder.cost, axis=1)
+    thresholds = np.full(steps, np.inf)
+    onward = step_cost[:, -1]
+    for j in reversed(range(steps)):
+        stop = price * excess[:, j]
+        order = np.argsort(-ladder.confidence[:, j], kind="stable")
+        saved = np.concatenate([[0.0], np.cumsum((stop - onward)[order])])
+        thresholds[j] = _between(ladder.confidence[order, j], int(saved.argmin()))
+        value = np.where(ladder.confidence[:, j] >= thresholds[j], stop, onward)
+        onward = value if j == 0 else step_cost[:, j - 1] + value
+    return thresholds
 
 
 def _between(falling: NDArray[np.float64], accepted: int) -> float:
