@@ -64,6 +64,7 @@ def synthetic(tiers: int, n: int = 20_000, seed: int = 0) -> TaskTable:
             for i in range(len(names))
             for j in range(i + 1, len(names))
         },
+        supported=np.ones(n, dtype=np.bool_),
     )
 
 

@@ -23,7 +23,8 @@ from .evaluate.table import Split, TaskTable, cost_of, data_hash, split, task_ta
 from .flow import drive, route
 from .portfolio import Portfolio
 from .release import Release, fingerprint
-from .types import Answer, Call, Completion, Policy
+from .support import support_of
+from .types import Answer, Call, Completion, Policy, Support
 
 __all__ = ["FitOptions", "Outcomes", "Replay", "fit", "outcome_rows", "replay", "replayed"]
 
@@ -40,6 +41,8 @@ class FitOptions:
         selective: alpha bounds P(quality < tau | accepted) instead of P(accepted and quality < tau).
         pooled: the promise is made for the stream of all tasks together instead of for each task.
         comparators: the user's own, by the names that tasks of the portfolio give them; a dispatcher needs them too.
+        unlike: share of the queries, of those drawn like the outcomes, that may be called unlike them and go to the
+            frontier, so that what really is unlike them does; 0 turns the check off. It needs the texts of all rows.
         prompts: whether another system prompt than those of the outcomes voids the certificate. Turn it off if the
             prompt holds something that changes, such as a date, and say so to whoever reads the certificate.
     """
@@ -48,6 +51,7 @@ class FitOptions:
     selective: bool = False
     pooled: bool = False
     comparators: Mapping[str, Comparator] = field(default_factory=dict)
+    unlike: float = 0.01
     prompts: bool = True
 
 
@@ -88,9 +92,10 @@ def fit(
         portfolio = Portfolio.from_yaml(portfolio)
     rows = outcome_rows(outcomes)
     parts = split(rows, options.split, seed)
-    tables = task_tables(parts["ordering"], portfolio, comparators=options.comparators)
+    seen = Policy(portfolio.frontier, {}, support=_support(parts["ordering"], options))
+    tables = task_tables(parts["ordering"], portfolio, comparators=options.comparators, policy=seen)
     held_out = {
-        name: _units(tables, task_tables(parts[name], portfolio, tables, options.comparators), seed)
+        name: _units(tables, task_tables(parts[name], portfolio, tables, options.comparators, seen), seed)
         for name in ("certification", "reporting")
     }
     streams = _streams(risk, tables, held_out["certification"], options, seed)
@@ -103,6 +108,7 @@ def fit(
         comparators={task: portfolio.task(task).agreement for task in names},
         models=_models(rows, chosen),
         prompts=_prompts(rows, chosen) if options.prompts else {},
+        support={task: support for task, support in seen.support.items() if task in chosen},
     )
     certificate = Certificate(
         risk=risk.kind,
@@ -133,6 +139,15 @@ def _risk(alpha: float | None, retention: float | None, options: FitOptions) -> 
     if retention is not None:
         return Retention(retention)
     return SelectiveViolation(cast("float", alpha)) if options.selective else Violation(cast("float", alpha))
+
+
+def _support(rows: Sequence[OutcomeRow], options: FitOptions) -> dict[str, Support]:
+    """What the queries of each task look like, where all have a text."""
+    texts: dict[str, list[str]] = defaultdict(list)
+    for row in rows:
+        texts[row.query.task or ""].append(row.query.text)
+    found = {task: support_of(of, options.unlike) for task, of in sorted(texts.items())} if options.unlike else {}
+    return {task: support for task, support in found.items() if support is not None}
 
 
 def _units(tables: Mapping[str, TaskTable], found: Mapping[str, TaskTable], seed: int) -> dict[str, TaskTable]:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Generator, Mapping
 from .comparing import Comparator, comparator, same_text
 from .errors import TierError
 from .evidence import Answers, confidence_in
+from .support import supported
 from .types import Answer, Attempt, Call, Completion, Policy, Query, Rung, Trace
 
 __all__ = ["Flow", "drive", "plan", "route"]
@@ -34,6 +35,8 @@ def plan(policy: Policy, query: Query) -> tuple[str | None, tuple[Rung, ...], st
         return task, (), f"the certificate of task {task!r} has expired: {policy.expired[task]}"
     if query.requires:
         return task, (), f"the certificate does not cover calls that need {', '.join(sorted(query.requires))}"
+    if policy.ladders[task] and task in policy.support and not supported(policy.support[task], query.text):
+        return task, (), "the query is unlike those of the certificate"
     return task, policy.ladders[task], f"task {task!r} stays on the frontier"
 
 

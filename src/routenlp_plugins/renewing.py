@@ -109,8 +109,7 @@ def _at_the_alarm(
 def _stream(
     release: Release, rows: Sequence[OutcomeRow], seed: int, comparators: Mapping[str, Comparator] | None
 ) -> Stream:
-    ladders = release.policy.ladders
-    tables = task_tables(rows, release.portfolio, comparators=comparators, ladders=ladders)
+    tables = task_tables(rows, release.portfolio, comparators=comparators, policy=release.policy)
     return Stream({task: table.one_per_unit(seed) for task, table in tables.items()})
 
 

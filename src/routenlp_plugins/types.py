@@ -19,6 +19,7 @@ __all__ = [
     "Policy",
     "Query",
     "Rung",
+    "Support",
     "Term",
     "Trace",
 ]
@@ -283,6 +284,19 @@ class Rung:
 
 
 @dataclass(frozen=True, slots=True)
+class Support:
+    """What the calibration texts of a task looked like; see `routenlp_plugins.support`.
+
+    Attributes:
+        trigrams: base64 of the table of character trigrams that were seen.
+        largest_novelty: share of unseen trigrams above which a text is unlike them.
+    """
+
+    trigrams: str = field(repr=False)
+    largest_novelty: float
+
+
+@dataclass(frozen=True, slots=True)
 class Policy:
     """Frozen decision rules: for each known task the rungs to climb before the frontier.
 
@@ -292,6 +306,7 @@ class Policy:
         comparators: task -> name of what tells whether two answers agree; see `routenlp_plugins.evidence`.
         models: tier -> the models its answers may come from; a tier that is not named may be any.
         prompts: task -> fingerprints of the prompts that were certified; a task that is not named may have any.
+        support: task -> what its queries look like; one that is unlike them is answered by the frontier.
         expired: task -> why the frontier answers it although a certificate once said otherwise.
         void: why the frontier answers everything, or None.
     """
@@ -301,6 +316,7 @@ class Policy:
     comparators: Mapping[str, str] = field(default_factory=dict)
     models: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     prompts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    support: Mapping[str, Support] = field(default_factory=dict)
     expired: Mapping[str, str] = field(default_factory=dict)
     void: str | None = None
 

@@ -54,7 +54,8 @@ def judged(table: TaskTable, tiers: Sequence[str], steps: Sequence[Step]) -> Jud
         confidence[~table.answered[:, columns[j]], j] = -np.inf
         untried = ~table.tried[:, columns[j]]
         confidence[untried, j], column[untried, j] = np.inf, columns[j]
-    spent = np.cumsum(table.cost[:, columns], axis=1)
+    confidence[~table.supported] = -np.inf
+    spent = np.cumsum(np.where(table.supported[:, None], table.cost[:, columns], 0.0), axis=1)
     total = spent[:, -1:] + table.cost[:, -1:]
     return Judged(confidence, column, np.column_stack([spent, total]))
 

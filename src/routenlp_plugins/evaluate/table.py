@@ -14,7 +14,8 @@ from ..comparing import Comparator, comparator
 from ..errors import DataError, PortfolioError
 from ..evidence import evidence, kinds
 from ..portfolio import Portfolio, Tier
-from ..types import Completion, Rung
+from ..support import supported
+from ..types import Completion, Policy
 from .outcomes import Outcome, OutcomeRow
 
 __all__ = ["Split", "TaskTable", "cost_of", "data_hash", "split", "task_tables", "unit_interval"]
@@ -38,6 +39,7 @@ class TaskTable:
         tried: (n, K - 1) whether it was called at all: a rule that would have is charged the worst case.
         evidence: (tier, kind) -> (n,) in [0, 1]; NaN where the answer came without.
         agreement: (tier, dearer tier) -> (n,) in [0, 1]; NaN where one of the answers is missing.
+        supported: (n,) whether the query is like those a policy speaks of: others are answered by the frontier.
     """
 
     task: str
@@ -51,6 +53,7 @@ class TaskTable:
     tried: NDArray[np.bool_]
     evidence: Mapping[tuple[str, str], NDArray[np.float64]]
     agreement: Mapping[tuple[str, str], NDArray[np.float64]]
+    supported: NDArray[np.bool_]
 
     def __len__(self) -> int:
         return len(self.units)
@@ -86,6 +89,7 @@ class TaskTable:
             tried=self.tried[rows],
             evidence={key: values[rows] for key, values in self.evidence.items()},
             agreement={key: values[rows] for key, values in self.agreement.items()},
+            supported=self.supported[rows],
         )
 
     def one_per_unit(self, seed: int) -> TaskTable:
@@ -105,7 +109,7 @@ def task_tables(
     portfolio: Portfolio,
     like: Mapping[str, TaskTable] | None = None,
     comparators: Mapping[str, Comparator] | None = None,
-    ladders: Mapping[str, Sequence[Rung]] | None = None,
+    policy: Policy | None = None,
 ) -> dict[str, TaskTable]:
     """One table a task, in order of the task's name; rows in order of their query's id.
 
@@ -113,7 +117,7 @@ def task_tables(
         like: task -> table whose tiers, in their order, and kinds of evidence are taken over: what is decided on one
             split must not depend on the other.
         comparators: the user's own, by name.
-        ladders: task -> rungs whose evidence is in the table in any case, unknown where no answer came with it.
+        policy: what it looks at is in the tables in any case, unknown where no answer came with it.
 
     Raises:
         DataError: an outcome names an unknown tier, the frontier's outcome is missing, a comparator is unknown.
@@ -130,15 +134,16 @@ def task_tables(
     # by id, so that no result depends on the order of the rows
     in_order = sorted(rows, key=lambda row: (_task_of(row), row.query.id or ""))
     tables = {}
-    for task, members in groupby(in_order, key=_task_of):
-        compare = comparator(portfolio.task(task).agreement, comparators)
-        table = _table(list(members), portfolio, compare, (like or {}).get(task))
-        tables[task] = _with_evidence_of(table, (ladders or {}).get(task, ()))
+    for task, of_task in groupby(in_order, key=_task_of):
+        compare, members = comparator(portfolio.task(task).agreement, comparators), list(of_task)
+        table = _table(members, portfolio, compare, (like or {}).get(task))
+        tables[task] = table if policy is None else _as_seen_by(policy, table, members)
     return tables
 
 
-def _with_evidence_of(table: TaskTable, rungs: Sequence[Rung]) -> TaskTable:
-    """The table with unknown values for evidence that these rungs look at and that it has not."""
+def _as_seen_by(policy: Policy, table: TaskTable, rows: Sequence[OutcomeRow]) -> TaskTable:
+    """The table with unknown values for evidence that a policy looks at and that it has not."""
+    rungs, support = policy.ladders.get(table.task, ()), policy.support.get(table.task)
     terms = [term for rung in rungs for confidence in rung.confidences for term in confidence.terms]
     unknown = np.full(len(table), np.nan)
     evidence = {(term.tier, term.kind): unknown for term in terms if term.kind is not None}
@@ -147,7 +152,12 @@ def _with_evidence_of(table: TaskTable, rungs: Sequence[Rung]) -> TaskTable:
         if term.other is not None:
             first, second = sorted((term.tier, term.other), key=table.tiers.index)
             agreement[first, second] = unknown
-    return replace(table, evidence=evidence | dict(table.evidence), agreement=agreement | dict(table.agreement))
+    return replace(
+        table,
+        evidence=evidence | dict(table.evidence),
+        agreement=agreement | dict(table.agreement),
+        supported=np.array([support is None or supported(support, row.query.text) for row in rows], dtype=np.bool_),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,6 +262,7 @@ def _table(rows: list[OutcomeRow], portfolio: Portfolio, compare: Comparator, li
         tried=np.array([[name in row.outcomes for name in below] for row in rows], dtype=np.bool_).reshape(shape),
         evidence={(name, kind): _evidence(answers[name], kind) for name, kind in found},
         agreement={pair: values for pair, values in agreement.items() if like is not None or np.isfinite(values).any()},
+        supported=np.ones(len(rows), dtype=np.bool_),
     )
 
 
