@@ -15,6 +15,7 @@ from routenlp_plugins.types import Confidence, Rung
 
 ROOT = Path(__file__).parent.parent
 SMALL, MIDDLE, FRONTIER = "small", "middle", "frontier"
+QUESTION = "a question"
 PRICES = {SMALL: 0.1, MIDDLE: 1.0, FRONTIER: 10.0}
 
 
@@ -42,7 +43,7 @@ def row(name: str, task: str = "t", group: str | None = None, **tiers: tuple[flo
         tier: Outcome(quality, Completion(f"{tier} says", confidence=score, input_tokens=10, output_tokens=10))
         for tier, (quality, score) in tiers.items()
     }
-    return OutcomeRow(Query(f"text {name}", task, name), outcomes, reference="r", group=group, source=f"row {name}")
+    return OutcomeRow(Query(QUESTION, task, name), outcomes, reference="r", group=group, source=f"row {name}")
 
 
 def rows(n: int, seed: int = 0, task: str = "t", *, informative: bool = True) -> list[OutcomeRow]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from helpers import FRONTIER, MIDDLE, SMALL, portfolio, row, rows
+from helpers import FRONTIER, MIDDLE, QUESTION, SMALL, portfolio, row, rows
 
 from routenlp_plugins import (
     AuditOptions,
@@ -70,7 +70,7 @@ def auditor(release, log, world: World | None = None, options: AuditOptions = EV
 
 
 def ask(router: Auditor, first: int, last: int) -> list:
-    answers = [router.run(Query("x", "t", str(i))) for i in range(first, last)]
+    answers = [router.run(Query(QUESTION, "t", str(i))) for i in range(first, last)]
     router.flush()
     return answers
 
@@ -142,7 +142,7 @@ def test_the_share_is_drawn_by_the_id_and_nothing_else(release, tmp_path):
 
 async def test_async_answers_are_audited_too(release, tmp_path):
     with auditor(release, tmp_path / "log.jsonl") as router:
-        answers = await asyncio.gather(*(router.arun(Query("x", "t", str(i))) for i in range(20)))
+        answers = await asyncio.gather(*(router.arun(Query(QUESTION, "t", str(i))) for i in range(20)))
         await asyncio.to_thread(router.flush)
     assert len(answers) == len(read_outcomes(tmp_path / "log.jsonl")) == 20
 
