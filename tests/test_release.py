@@ -4,7 +4,7 @@ import json
 from hashlib import sha256
 
 import pytest
-from helpers import FRONTIER, SMALL, portfolio, rows
+from helpers import FRONTIER, ROOT, SMALL, portfolio, rows
 
 from routenlp_plugins import (
     Dispatcher,
@@ -101,7 +101,7 @@ def rewrite(folder, **changes):
     ("changes", "message"),
     [
         ({"format_version": 3}, "release.json: format 3 is newer than 2"),
-        ({"format_version": 1}, "release.json: format_version: expected 2, got 1; fit the release again"),
+        ({"format_version": "x"}, "release.json: format_version: expected 2, got 'x'"),
         ({"policy": {}}, "release.json: policy: frontier: Field required"),
         ({"policy": {"frontier": "small", "ladders": {}}}, "the policy names 'small', the portfolio 'frontier'"),
         ({"policy": {"frontier": "frontier", "ladders": {"t": [{"tier": "tiny"}]}}}, "tiny is not a tier"),
@@ -155,6 +155,13 @@ def test_a_certificate_of_another_policy_is_void(folder):
     loaded = Release.load(folder)
     assert loaded.policy.ladders == {"t": ()}
     assert loaded.policy.void == "it speaks of another policy than the one in the release"
+
+
+def test_a_release_of_format_1_answers_from_the_frontier_and_says_why():
+    loaded = Release.load(ROOT / "tests" / "releases" / "format_1")
+    answer = Dispatcher(loaded, {FRONTIER: ScriptedTier(default="x")}).run(Query("x", "t"))
+    assert answer.tier == FRONTIER
+    assert "the release has format 1, whose certificates cannot be checked" in answer.trace.reason
 
 
 def test_a_void_release_stays_void(fitted, tmp_path):

@@ -168,6 +168,8 @@ def _parse(folder: Path, contents: Mapping[str, bytes]) -> Release:
     facts = _json_object(where, contents["release.json"])
     _check_version(where, facts.get("format_version"))
     try:
+        if facts["format_version"] == 1:
+            return _parse_format_1(facts)
         policy = TypeAdapter(Policy).validate_json(json.dumps(facts["policy"]), strict=True)
         certificate = None if facts["certificate"] is None else Certificate.from_dict(facts["certificate"])
         evidence: dict[str, dict[str, NDArray[np.float64]]] = {}
@@ -184,14 +186,21 @@ def _parse(folder: Path, contents: Mapping[str, bytes]) -> Release:
         raise ReleaseError(f"{where}: not a release of format {FORMAT_VERSION} ({error})") from None
 
 
+def _parse_format_1(facts: Mapping[str, Any]) -> Release:
+    """Its certificates name neither the policy nor the models they speak of, so that none of them can be relied on."""
+    portfolio = Portfolio.from_dict(facts["portfolio"], source="portfolio")
+    release = Release.frontier_only(portfolio, tuple(facts["policy"]["ladders"]))
+    return release.voided("the release has format 1, whose certificates cannot be checked; fit the release again")
+
+
 def _check_version(file: Path, version: object) -> None:
     if isinstance(version, int) and version > FORMAT_VERSION:
         raise ReleaseError(
             f"{file}: format {version} is newer than {FORMAT_VERSION}, the newest this version reads; "
             "upgrade routenlp-plugins"
         )
-    if version != FORMAT_VERSION:
-        raise ReleaseError(f"{file}: format_version: expected {FORMAT_VERSION}, got {version!r}; fit the release again")
+    if isinstance(version, bool) or version not in (1, FORMAT_VERSION):
+        raise ReleaseError(f"{file}: format_version: expected {FORMAT_VERSION}, got {version!r}")
 
 
 def _read(file: Path) -> bytes:
