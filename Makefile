@@ -54,6 +54,9 @@ bench: $(DEV)/.installed
 	env -u ROUTENLP_DATA $(DEV)/bin/routenlp demo --out benchmarks/scratch/demo --report benchmarks/scratch/demo.html \
 		--json benchmarks/results/demo_synthetic.json
 	$(DEV)/bin/python benchmarks/certified_risk.py
+	$(DEV)/bin/python benchmarks/guarantees.py
+	$(DEV)/bin/python benchmarks/shift.py
+	$(DEV)/bin/python benchmarks/power.py
 	$(DEV)/bin/python benchmarks/overhead.py
 
 clean:
