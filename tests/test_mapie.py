@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mapie import risk_control
 
 from routenlp_plugins.cascade.bounds import fixed_sequence, hoeffding_bentkus_p_value, holm
 from routenlp_plugins.cascade.monitor import Monitor
 from routenlp_plugins.cascade.risks import Violation
 
-risk_control = pytest.importorskip("mapie.risk_control", reason="MAPIE is a development requirement")
 P_VALUES = st.lists(st.floats(0.0001, 1.0), min_size=1, max_size=12)
 
 
