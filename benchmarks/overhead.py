@@ -20,7 +20,7 @@ from langchain_core.language_models.fake_chat_models import FakeListChatModel
 from langchain_routenlp import RouterChatModel
 from routenlp_plugins import Completion, Policy, Portfolio, Release, Task, Tier
 from routenlp_plugins.testing import ScriptedTier
-from routenlp_plugins.types import Rung
+from routenlp_plugins.types import Confidence, Rung
 
 CALLS, WARM_UP, IMPORTS = 3000, 200, 11
 PORTFOLIO = Portfolio((Tier("small", 0.1, 0.1), Tier("frontier", 1, 1)), "frontier", (Task("t"),))
@@ -40,7 +40,9 @@ def invoke() -> dict[str, dict[str, float]]:
     models = {
         "bare model": bare,
         "router, first tier accepted": router({"small": bare, "frontier": bare}, Rung("small")),
-        "router, one escalation": router({"small": unsure, "frontier": bare}, Rung("small", 0.5, "confidence")),
+        "router, one escalation": router(
+            {"small": unsure, "frontier": bare}, Rung("small", 0.5, (Confidence.plain("small"),))
+        ),
     }
     times: dict[str, list[float]] = {name: [] for name in models}
     for i in range(WARM_UP + CALLS):
