@@ -23,6 +23,7 @@ from routenlp_plugins.testing import ScriptedTier
 from routenlp_plugins.types import Confidence, Rung
 
 CALLS, WARM_UP, IMPORTS = 3000, 200, 11
+GATED = Rung("small", 0.5, (Confidence.plain("small"),))
 PORTFOLIO = Portfolio((Tier("small", 0.1, 0.1), Tier("frontier", 1, 1)), "frontier", (Task("t"),))
 
 
@@ -40,9 +41,7 @@ def invoke() -> dict[str, dict[str, float]]:
     models = {
         "bare model": bare,
         "router, first tier accepted": router({"small": bare, "frontier": bare}, Rung("small")),
-        "router, one escalation": router(
-            {"small": unsure, "frontier": bare}, Rung("small", 0.5, (Confidence.plain("small"),))
-        ),
+        "router, one escalation": router({"small": unsure, "frontier": bare}, GATED),
     }
     times: dict[str, list[float]] = {name: [] for name in models}
     for i in range(WARM_UP + CALLS):

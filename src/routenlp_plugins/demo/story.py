@@ -206,16 +206,18 @@ def _priced(cost: float | None) -> float:
 
 
 def _search(workload: Workload, rows: Sequence[OutcomeRow]) -> tuple[Point, ...]:
-    """Cost and quality of the first day along the path of joint policies over all tasks, from safe to cheap."""
+    """Cost and quality of the first day under the joint policies that no other beats in both, from safe to cheap."""
     paths = pooled_paths(task_tables(rows, workload.portfolio), Retention(LEAST_RETENTION))
     release = Release.frontier_only(workload.portfolio)
-    points = [Point("frontier", 1.0, 1.0)]
-    for policy in sorted((point for path in paths for point in path), key=lambda point: -point.cost):
+    found: list[Point] = []
+    for policy in sorted((point for path in paths for point in path), key=lambda point: point.cost):
         ladders = {task: candidate.rungs for task, candidate in policy.candidates.items()}
         routed = replace(release.policy, ladders={**release.policy.ladders, **ladders})
         result = replay(rows, replace(release, policy=routed))
-        points.append(Point("", result.cost_ratio, result.quality_ratio))
-    return tuple(points)
+        beaten = result.quality_ratio is None or any((p.quality_ratio or 0) >= result.quality_ratio for p in found)
+        if not beaten:
+            found.append(Point("", result.cost_ratio, result.quality_ratio))
+    return (Point("frontier", 1.0, 1.0), *reversed(found))
 
 
 def _mean_quality(rows: Sequence[OutcomeRow], tier: str) -> float:
