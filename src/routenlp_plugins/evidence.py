@@ -5,8 +5,10 @@ Evidence is a number in [0, 1], higher for a better answer, or None: what a tier
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import ceil, exp, log
+from operator import itemgetter
 
 from .comparing import Comparator
 from .types import Completion, Confidence
@@ -165,9 +167,6 @@ def _on_curve(knots: Sequence[tuple[float, float]], total: float) -> float:
         return knots[0][1]
     if total >= knots[-1][0]:
         return knots[-1][1]
-    low, high = 0, len(knots) - 1
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if knots[middle][0] <= total else (low, middle)
-    (x0, y0), (x1, y1) = knots[low], knots[high]
+    after = bisect_right(knots, total, key=itemgetter(0))
+    (x0, y0), (x1, y1) = knots[after - 1], knots[after]
     return y0 + (y1 - y0) * (total - x0) / (x1 - x0)

@@ -133,7 +133,8 @@ def optimal_stopping(table: TaskTable, ladder: Judged, risk: Risk) -> Iterator[N
     """
     unit = float(table.cost[:, -1].mean()) or 1.0
     excess = risk.expected_excess(np.clip(ladder.confidence, 0.0, 1.0))
-    found = [_at_price(ladder, excess, price) for price in unit * np.geomspace(0.3, 3000, PRICES)]
+    orders = np.argsort(-ladder.confidence, axis=0, kind="stable")
+    found = [_at_price(ladder, orders, excess, price) for price in unit * np.geomspace(0.3, 3000, PRICES)]
     found = [np.minimum(thresholds, 1.0) for thresholds in found if np.isfinite(thresholds).any()]
     seen: set[bytes] = set()
     for first, second in zip(found, found[1:] + found[-1:], strict=True):
@@ -145,15 +146,21 @@ def optimal_stopping(table: TaskTable, ladder: Judged, risk: Risk) -> Iterator[N
                 yield thresholds
 
 
-def _at_price(ladder: Judged, excess: NDArray[np.float64], price: float) -> NDArray[np.float64]:
-    """(J,) best thresholds at a price of excess; inf where the step should never stop."""
+def _at_price(
+    ladder: Judged, orders: NDArray[np.intp], excess: NDArray[np.float64], price: float
+) -> NDArray[np.float64]:
+    """(J,) best thresholds at a price of excess; inf where the step should never stop.
+
+    Args:
+        orders: (n, J) rows by falling confidence of each step.
+    """
     steps = excess.shape[1]
     step_cost = np.diff(ladder.cost, axis=1)
     thresholds = np.full(steps, np.inf)
     onward = step_cost[:, -1]
     for j in reversed(range(steps)):
         stop = price * excess[:, j]
-        order = np.argsort(-ladder.confidence[:, j], kind="stable")
+        order = orders[:, j]
         saved = np.concatenate([[0.0], np.cumsum((stop - onward)[order])])
         thresholds[j] = _between(ladder.confidence[order, j], int(saved.argmin()))
         value = np.where(ladder.confidence[:, j] >= thresholds[j], stop, onward)

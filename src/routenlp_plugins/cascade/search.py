@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf, sqrt
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,6 +65,7 @@ class Point:
         return _signal(self)
 
 
+Policy = TypeVar("Policy", Candidate, Point)
 Path = tuple[Point, ...]
 """Policies by rising risk and falling cost."""
 
@@ -118,11 +120,8 @@ def _signal(policy: Candidate | Point) -> float:
 
 
 def _path(points: Iterable[Point]) -> Path:
-    """The Pareto front of cost and excess, thinned out evenly along the excess."""
-    front: list[Point] = []
-    for point in sorted(points, key=lambda p: (p.signal, p.cost)):
-        if not front or point.cost < front[-1].cost:
-            front.append(point)
+    """The Pareto front, thinned out evenly along the signal."""
+    front = _unbeaten(sorted(points, key=lambda p: (p.signal, p.cost)))
     if len(front) > PATH_LENGTH:
         at = [point.signal for point in front]
         keep = np.unique(np.searchsorted(at, np.linspace(at[0], at[-1], PATH_LENGTH)).clip(0, len(front) - 1))
@@ -147,11 +146,16 @@ def _front(table: TaskTable, risk: Risk, seed: int) -> list[Candidate]:
 
     cascades = sorted((ladder for ladder in ladders if ladder[0] != TASK_TABLE), key=promise)[:LADDERS]
     tables = [ladder for ladder in ladders if ladder[0] == TASK_TABLE]
-    front: list[Candidate] = []
     kept = [candidate for ladder in (*tables, *cascades) for candidate in ladders[ladder]]
-    for candidate in sorted(kept, key=lambda c: (_signal(c), c.cost, len(c.rungs))):
-        if not front or candidate.cost < front[-1].cost:
-            front.append(candidate)
+    return _unbeaten(sorted(kept, key=lambda c: (_signal(c), c.cost, len(c.rungs))))
+
+
+def _unbeaten(by_signal: Iterable[Policy]) -> list[Policy]:
+    """Of policies in order of their signal, those that are cheaper than all before them."""
+    front: list[Policy] = []
+    for policy in by_signal:
+        if not front or policy.cost < front[-1].cost:
+            front.append(policy)
     return front
 
 
@@ -185,7 +189,7 @@ class _Search:
                 mine = self._ladder(tiers, agreement=False)
                 if size > 1:
                     mine += self._ladder(tiers, agreement=True)
-                found[tiers] = _area(mine)
+                found[tiers] = min((candidate.cost for candidate in mine), default=inf)
                 yield from mine
             best = sorted(found, key=lambda tiers: found[tiers])[:BEAM]
             longer = {
@@ -233,13 +237,6 @@ class _Search:
             found = _measured(rows, self.risk, (), family)
             if found.excess <= margin and found.cost < (1 - self.risk.lost(rows)) * rows.mean(always):
                 yield replace(found, rungs=_rungs(tiers, levels, steps))
-
-
-def _area(candidates: Sequence[Candidate]) -> float:
-    """Mean over risk levels of the cheapest cost up to there: how useful a ladder is to go on from."""
-    if not candidates:
-        return np.inf
-    return min(candidate.cost for candidate in candidates)
 
 
 def _rungs(
