@@ -2,35 +2,24 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
+from local_tiers import data_folder, folds
+from numpy.typing import NDArray
 
 from routenlp_plugins import Portfolio
 from routenlp_plugins.evaluate.outcomes import read_outcomes
 from routenlp_plugins.evaluate.table import TaskTable, task_tables
 
-HERE = Path(__file__).parent
-SCRATCH = HERE / "scratch"
 OF_TIERS = {2: (0,), 3: (0, 2), 5: (0, 1, 2, 3)}
 """Number of tiers -> which of the four cheap ones below are in."""
 RECORDED = {
     "medmcqa": ("medmcqa_nine", ("llama3.2-3b", "llama3.1-8b", "gpt-4o-mini", "qwen2.5-72b-instruct")),
     "arc_challenge": ("routerbench_arc_challenge", None),
 }
-LOCAL = ("cs_intent", "legal_clause", "cs_response")
-
-
-def data_folder() -> Path:
-    """Where the real data is."""
-    folder = os.environ.get("ROUTENLP_DATA")
-    if folder is None:
-        sys.exit("set ROUTENLP_DATA to the data folder; benchmarks/README.md tells where the originals are published")
-    return Path(folder)
+LOCAL = ("cs_intent", "legal_clause", "legal_risk", "cs_response", "finance_ner")
 
 
 def synthetic(tiers: int, n: int = 20_000, seed: int = 0) -> TaskTable:
@@ -96,24 +85,15 @@ def only(table: TaskTable, below: tuple[str, ...]) -> TaskTable:
     )
 
 
-def local(task: str) -> TaskTable:
-    """Fold B of a task of the paper: local tiers trained on fold A, collected by `certified_risk.py`."""
-    portfolio = Portfolio.from_yaml(HERE / "portfolios" / "certified_risk.yaml")
-    file = SCRATCH / f"{task}-B.jsonl"
-    if not file.exists():
-        sys.exit(f"{file} is missing: run certified_risk.py first")
-    return task_tables(read_outcomes(file), portfolio)[task]
-
-
 def populations() -> Mapping[str, TaskTable]:
     """All of them, by name and number of tiers."""
     found = {f"synthetic, {k} tiers": synthetic(k) for k in OF_TIERS}
     found |= {f"{name}, {k} tiers": recorded(name, k) for name in RECORDED for k in OF_TIERS}
-    found |= {f"{task}, {len(table.tiers)} tiers": table for task in LOCAL if (table := local(task))}
+    found |= {f"{task}, {len(table.tiers)} tiers": table for task in LOCAL if (table := folds(task)[1])}
     return found
 
 
-def drawn(population: TaskTable, n: int, rng: np.random.Generator) -> TaskTable:
-    """n rows with replacement, each a unit of its own: a row drawn twice is two queries."""
-    sample = population.take(rng.integers(len(population), size=n))
+def drawn(population: TaskTable, n: int, rng: np.random.Generator, places: NDArray[np.intp] | None = None) -> TaskTable:
+    """n rows with replacement, or those of these places; each a unit of its own: a row drawn twice is two queries."""
+    sample = population.take(rng.integers(len(population), size=n) if places is None else places)
     return replace(sample, units=np.array([f"{unit}#{i}" for i, unit in enumerate(sample.units)]))

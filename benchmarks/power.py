@@ -19,8 +19,9 @@ from typing import Any
 
 import numpy as np
 from guarantees import LEVELS, Tally, naive
+from local_tiers import folds
 from numpy.typing import NDArray
-from populations import drawn, local, recorded, synthetic
+from populations import drawn, recorded, synthetic
 
 from routenlp_plugins.cascade.certification import Stream, certify
 from routenlp_plugins.cascade.risks import Retention, Risk, Violation
@@ -35,8 +36,8 @@ def main() -> None:
     tables = {
         "synthetic, 5 tiers": synthetic(5),
         "medmcqa, 3 tiers": recorded("medmcqa", 3),
-        "cs_intent, 3 tiers": local("cs_intent"),
-        "legal_clause, 3 tiers": local("legal_clause"),
+        "cs_intent, 3 tiers": folds("cs_intent")[1],
+        "legal_clause, 3 tiers": folds("legal_clause")[1],
     }
     jobs = []
     for name, table in tables.items():

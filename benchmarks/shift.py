@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from populations import SCRATCH
+from local_tiers import SCRATCH
 
 from routenlp_plugins import DataError, Portfolio, Release, RiskNotControlledError, Watch, fit, renew
 from routenlp_plugins.auditing import excess_of
@@ -74,7 +74,7 @@ class Way:
 def stream(loss: float, seed: int) -> dict[str, Any]:
     """Two weeks under each way."""
     rng = np.random.default_rng([seed, int(100 * loss)])
-    portfolio = Portfolio.from_yaml(HERE / "portfolios" / "certified_risk.yaml")
+    portfolio = Portfolio.from_yaml(HERE / "portfolios" / "local_tiers.yaml")
     population = read_outcomes(SCRATCH / "cs_intent-B.jsonl")
     fitted_on = rng.choice(len(population), FITTED_ON, replace=False)
     release = fit([population[i] for i in fitted_on], portfolio, alpha=ALPHA, delta=DELTA, seed=seed)
