@@ -39,6 +39,7 @@ test: $(DEV)/.installed
 
 test-long: $(DEV)/.installed
 	$(DEV)/bin/python -m pytest -q -m long
+	$(DEV)/bin/python benchmarks/guarantees.py
 
 check: $(DEV)/.installed
 	$(DEV)/bin/ruff format --check .
@@ -55,6 +56,7 @@ bench: $(DEV)/.installed
 		--json benchmarks/results/demo_synthetic.json
 	$(DEV)/bin/python benchmarks/certified_risk.py
 	$(DEV)/bin/python benchmarks/guarantees.py
+	$(DEV)/bin/python benchmarks/calibration_size.py
 	$(DEV)/bin/python benchmarks/shift.py
 	$(DEV)/bin/python benchmarks/power.py
 	$(DEV)/bin/python benchmarks/overhead.py

@@ -54,8 +54,10 @@ def risks(name: str) -> tuple[Risk, ...]:
 def main() -> None:
     tables = populations()
     jobs = [(name, table, risk) for name, table in tables.items() for risk in risks(name)]
+    jobs.sort(key=lambda job: -len(job[1].tiers))  # the longest first
     with get_context("fork").Pool(2) as pool:
         cells = pool.starmap(cell, jobs, chunksize=1)
+    cells.sort(key=lambda one: list(tables).index(one["population"]))
     cells += boundary_cells()
     in_expectation = [expectation(name, table) for name, table in tables.items()]
     rejected = holm([one["p_value"] for one in cells], 0.05)

@@ -189,12 +189,20 @@ def test_a_tier_never_tried_on_a_split_costs_what_it_did_on_the_other():
     assert not alike.tried[0, 0]
 
 
-def test_the_path_rises_in_risk_and_falls_in_cost():
+def test_a_path_lowers_the_thresholds_of_one_ladder_and_gets_cheaper():
     path, _ = candidates(rows(600), Violation(0.1))
-    assert len(path) > 5
-    signals, costs = [c.excess / c.second_moment**0.5 for c in path], [c.cost for c in path]
-    assert signals == sorted(signals)
+    thresholds = np.array([[rung.threshold for rung in candidate.rungs] for candidate in path])
+    costs = [candidate.cost for candidate in path]
     assert costs == sorted(costs, reverse=True)
+    assert len({tuple(rung.tier for rung in candidate.rungs) for candidate in path}) == 1
+    assert (thresholds[0] > thresholds[-1]).all()
+
+
+def test_few_rows_do_not_make_a_coarse_path():
+    """As many steps as violations can be counted would be too few, and the first must not be all or nothing."""
+    path, _ = candidates(rows(80), Violation(0.1))
+    assert len(path) > 2 * len({round(candidate.excess, 6) for candidate in path})
+    assert path[0].cost > 1.5 * path[-1].cost
 
 
 def test_ladders_of_several_tiers_are_searched():

@@ -37,8 +37,9 @@ def renew(
     """Certify the ladders of expired tasks again, with thresholds that the audits propose.
 
     The audits up to the alarm move an adaptive level, which proposes thresholds; those after it, on which nothing was
-    decided, test ladders around that level from strict to lenient. Tasks whose certificate holds keep it. If the old
-    evidence tells good answers from bad no more, nothing passes: fit a new release on the fresh audits then.
+    decided, test ladders around that level from strict to lenient. Tasks whose certificate holds keep it. What passes
+    with few audits is strict; with more of them the next attempt may pass with a cheaper policy. If the old evidence
+    tells good answers from bad no more, nothing passes: fit a new release on the fresh audits then.
 
     Args:
         release: as it was certified, not as it serves.

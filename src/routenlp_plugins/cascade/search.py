@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import inf, sqrt
+from math import ceil, inf, sqrt
 from typing import TypeVar
 
 import numpy as np
@@ -26,8 +26,6 @@ __all__ = ["Candidate", "Path", "Point", "pooled_paths", "task_paths"]
 MAX_RUNGS = 4
 PATH_LENGTH = 50
 BEAM = 12
-LADDERS = 3
-"""Ladders on a path: the more there are, the more of its steps are luck and not thresholds."""
 PROVABLE = 1.3
 """Standard errors below 0 at which a candidate can probably be certified with as many rows as order it."""
 TASK_TABLE = "task table"
@@ -67,7 +65,7 @@ class Point:
 
 Policy = TypeVar("Policy", Candidate, Point)
 Path = tuple[Point, ...]
-"""Policies by rising risk and falling cost."""
+"""Policies by falling cost and, as far as the ordering rows can tell, rising risk."""
 
 
 def task_paths(table: TaskTable, risk: Risk, seed: int = 0) -> tuple[Path, Path]:
@@ -80,12 +78,13 @@ def task_paths(table: TaskTable, risk: Risk, seed: int = 0) -> tuple[Path, Path]
         table: ordering split of one task.
         seed: of the folds.
     """
-    front = _front(table, risk, seed)
-    points = [Point({table.task: c}, c.excess, c.second_moment, c.cost) for c in front]
-    return (
-        _path([point for point, c in zip(points, front, strict=True) if c.family == TASK_TABLE]),
-        _path([point for point, c in zip(points, front, strict=True) if c.family != TASK_TABLE]),
-    )
+    kept = _kept(table, risk, seed)
+    points = [Point({table.task: c}, c.excess, c.second_moment, c.cost) for c in kept]
+    paths = []
+    for of_table in (True, False):
+        mine = [p for p, c in zip(points, kept, strict=True) if (c.family == TASK_TABLE) == of_table]
+        paths.append(_filled(_path(mine), mine))
+    return paths[0], paths[1]
 
 
 def pooled_paths(tables: Mapping[str, TaskTable], risk: Risk, seed: int = 0) -> tuple[Path, Path]:
@@ -95,7 +94,7 @@ def pooled_paths(tables: Mapping[str, TaskTable], risk: Risk, seed: int = 0) -> 
     for task, table in tables.items():
         at_frontier = np.full(len(table), len(table.tiers) - 1, dtype=np.intp)
         stay = _measured(Answered.of(table, at_frontier, table.cost[:, -1]), risk, (), "")
-        options[task] = [stay, *_front(table, risk, seed)]
+        options[task] = [stay, *_unbeaten(_kept(table, risk, seed))]
     paths = []
     for families in ((TASK_TABLE,), tuple({c.family for found in options.values() for c in found} - {TASK_TABLE})):
         points: dict[tuple[int, ...], Point] = {}
@@ -121,7 +120,7 @@ def _signal(policy: Candidate | Point) -> float:
 
 def _path(points: Iterable[Point]) -> Path:
     """The Pareto front, thinned out evenly along the signal."""
-    front = _unbeaten(sorted(points, key=lambda p: (p.signal, p.cost)))
+    front = _unbeaten(points)
     if len(front) > PATH_LENGTH:
         at = [point.signal for point in front]
         keep = np.unique(np.searchsorted(at, np.linspace(at[0], at[-1], PATH_LENGTH)).clip(0, len(front) - 1))
@@ -129,8 +128,12 @@ def _path(points: Iterable[Point]) -> Path:
     return tuple(front)
 
 
-def _front(table: TaskTable, risk: Risk, seed: int) -> list[Candidate]:
-    """Of the task table and the most promising ladders, what no other beats in both cost and signal."""
+def _kept(table: TaskTable, risk: Risk, seed: int) -> list[Candidate]:
+    """The task table and the most promising ladder at all its thresholds.
+
+    A single ladder: steps from one to another are mostly luck on the rows that order them, and a path is walked only as
+    far as its unluckiest step.
+    """
     if not len(table) or len(table.tiers) < 2:
         return []
     ladders: dict[tuple[str, ...], list[Candidate]] = defaultdict(list)
@@ -138,25 +141,59 @@ def _front(table: TaskTable, risk: Risk, seed: int) -> list[Candidate]:
         ladders[candidate.family, *(rung.tier for rung in candidate.rungs)].append(candidate)
     provable = -PROVABLE / sqrt(len(table))
 
-    def promise(ladder: tuple[str, ...]) -> tuple[float, float]:
+    def promise(candidates: Sequence[Candidate]) -> tuple[float, float]:
         """The least cost that can probably be certified; where none can, the least signal."""
-        signals = [_signal(c) for c in ladders[ladder]]
-        costs = [c.cost for c, signal in zip(ladders[ladder], signals, strict=True) if signal <= provable]
+        signals = [_signal(c) for c in candidates]
+        costs = [c.cost for c, signal in zip(candidates, signals, strict=True) if signal <= provable]
         return min(costs, default=inf), min(signals)
 
-    cascades = sorted((ladder for ladder in ladders if ladder[0] != TASK_TABLE), key=promise)[:LADDERS]
-    tables = [ladder for ladder in ladders if ladder[0] == TASK_TABLE]
-    kept = [candidate for ladder in (*tables, *cascades) for candidate in ladders[ladder]]
-    return _unbeaten(sorted(kept, key=lambda c: (_signal(c), c.cost, len(c.rungs))))
+    tables = [c for ladder, of in ladders.items() if ladder[0] == TASK_TABLE for c in of]
+    cascades = [of for ladder, of in sorted(ladders.items()) if ladder[0] != TASK_TABLE]
+    return [*tables, *min(cascades, key=promise, default=[])]
 
 
-def _unbeaten(by_signal: Iterable[Policy]) -> list[Policy]:
-    """Of policies in order of their signal, those that are cheaper than all before them."""
+def _unbeaten(policies: Iterable[Policy]) -> list[Policy]:
+    """By rising signal, those that are cheaper than all of a lower one."""
     front: list[Policy] = []
-    for policy in by_signal:
+    for policy in sorted(policies, key=lambda p: (_signal(p), p.cost)):
         if not front or policy.cost < front[-1].cost:
             front.append(policy)
     return front
+
+
+def _filled(path: Path, points: Sequence[Point]) -> Path:
+    """The path with the thresholds between its steps, and with stricter ones than its first.
+
+    With few rows a front has as many steps as it counts violations. A test that stops between two of them should not
+    lose the whole step, and one that fails at the first should not lose everything.
+    """
+    room = PATH_LENGTH - len(path)
+    gaps: list[list[Point]] = []
+    for strict, lenient in zip((None, *path), path, strict=False):
+        ladder, low = _thresholds(lenient)
+        above, high = (ladder, np.full(len(low), inf)) if strict is None else _thresholds(strict)
+        dearest = inf if strict is None else strict.cost
+        between = [
+            point
+            for point in points
+            if lenient.cost < point.cost < dearest
+            and (found := _thresholds(point))[0] == ladder == above
+            and (low <= found[1]).all()
+            and (found[1] <= high).all()
+        ]
+        gaps.append(sorted(between, key=lambda p: -p.cost))
+    every = ceil(sum(map(len, gaps)) / room) if room else 0
+    filled: list[Point] = []
+    for gap, point in zip(gaps, path, strict=True):
+        filled += [*(gap[every - 1 :: every] if every else ()), point]
+    return tuple(filled)
+
+
+def _thresholds(point: Point) -> tuple[tuple[Rung, ...], NDArray[np.float64]]:
+    """The ladders of a point without their thresholds, and these."""
+    rungs = [rung for candidate in point.candidates.values() for rung in candidate.rungs]
+    thresholds = np.array([inf if rung.threshold is None else rung.threshold for rung in rungs])
+    return tuple(replace(rung, threshold=None) for rung in rungs), thresholds
 
 
 def _measured(rows: Answered, risk: Risk, rungs: tuple[Rung, ...], family: str) -> Candidate:
