@@ -45,6 +45,7 @@ check: $(DEV)/.installed
 	$(DEV)/bin/ruff format --check .
 	$(DEV)/bin/ruff check .
 	$(DEV)/bin/mypy
+	$(DEV)/bin/mypy benchmarks
 	$(DEV)/bin/lint-imports
 
 bench: $(DEV)/.installed

@@ -11,7 +11,7 @@ that keeps alpha on the n labels themselves.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from multiprocessing import get_context
 from typing import Any
 
@@ -86,7 +86,7 @@ def facts(draws: list[tuple[float, float, bool]]) -> dict[str, Any]:
     }
 
 
-def markdown(rows: list[Mapping[str, Any]]) -> str:
+def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     lines = [
         "| task | labels | tested: rate, above alpha, refused, cost | conformal risk control | without a test |",
         "|---|---|---|---|---|",

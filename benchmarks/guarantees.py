@@ -56,8 +56,11 @@ def main() -> None:
     jobs = [(name, table, risk) for name, table in tables.items() for risk in risks(name)]
     jobs.sort(key=lambda job: -len(job[1].tiers))  # the longest first
     with get_context("fork").Pool(2) as pool:
-        cells = pool.starmap(cell, jobs, chunksize=1)
-    cells.sort(key=lambda one: list(tables).index(one["population"]))
+        cells = []
+        for one in pool.imap_unordered(cell_of, jobs, chunksize=1):
+            cells.append(one)
+            print(f"{len(cells)} of {len(jobs)}: {one['population']}, {one['risk']}", file=sys.stderr, flush=True)
+    cells.sort(key=lambda one: (list(tables).index(one["population"]), one["risk"]))
     cells += boundary_cells()
     in_expectation = [expectation(name, table) for name, table in tables.items()]
     rejected = holm([one["p_value"] for one in cells], 0.05)
@@ -78,6 +81,10 @@ def main() -> None:
     above = [one["population"] for one in in_expectation if one["mean_risk"] > one["alpha"] + 2 * one["standard_error"]]
     if broken or above:
         sys.exit(f"promises are broken: {broken + above}")
+
+
+def cell_of(job: tuple[str, TaskTable, Risk]) -> dict[str, Any]:
+    return cell(*job)
 
 
 def cell(name: str, population: TaskTable, risk: Risk) -> dict[str, Any]:
@@ -131,12 +138,13 @@ class Tally:
 
 def naive(risk: Risk, points: list[Point], certification: Stream) -> Mapping[str, Any]:
     """The cheapest policy that keeps the promise on the certification sample itself, without any test."""
-    keeping = [
-        point
-        for point in points
-        if (rows := certification.under(point.candidates)) and rows.mean(risk.excess(rows)) <= 0
-    ]
+    keeping = [point for point in points if excess_of(point, risk, certification) <= 0]
     return min(keeping, key=lambda point: point.cost).candidates if keeping else {}
+
+
+def excess_of(point: Point, risk: Risk, stream: Stream) -> float:
+    rows = stream.under(point.candidates)
+    return rows.mean(risk.excess(rows))
 
 
 def p_value(violating: int, draws: int = DRAWS) -> float:

@@ -113,7 +113,7 @@ def collected(task: str, portfolio: Portfolio) -> dict[str, TaskTable]:
     if task == "cs_response":
         ordering, test = some(ordering, RESPONSE_ROWS["A"], rng), some(test, RESPONSE_ROWS["B"], rng)
     frontier = ReferenceFrontier({row["query_id"]: row["reference"] for row in rows}, instruction(task, known))
-    tiers = {**TIERS[task](known), portfolio.frontier: frontier}
+    tiers: Tiers = {**TIERS[task](known), portfolio.frontier: frontier}
     done: dict[str, TaskTable] = {}
     for fold, members in (("A", ordering), ("B", test)):
         references = [Reference(Query(r["text"], task, r["query_id"]), r["reference"]) for r in members]

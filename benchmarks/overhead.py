@@ -69,7 +69,9 @@ def router(tiers: dict[str, object], rung: Rung) -> RouterChatModel:
 def imports() -> dict[str, object]:
     """Milliseconds of a warm import in a fresh interpreter, beside one of numpy, and what it loads."""
     code = "import sys, time; s = time.perf_counter(); import {0}; print((time.perf_counter() - s) * 1e3, *sys.modules)"
-    ours, numpy, heavy = [], [], set()
+    ours: list[float] = []
+    numpy: list[float] = []
+    heavy: set[str] = set()
     for _ in range(IMPORTS):
         for name, times in (("routenlp_plugins", ours), ("numpy", numpy)):
             done = subprocess.run([sys.executable, "-c", code.format(name)], capture_output=True, text=True, check=True)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -145,7 +145,7 @@ def gated(table: TaskTable, column: int, kind: str, threshold: float) -> Candida
     return Candidate((Rung(tier, threshold, (Confidence.plain(tier, kind),)),), 0.0, 0.0, 0.0, "mapie")
 
 
-def markdown(rows: list[Mapping[str, Any]]) -> str:
+def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     lines = [
         "| population | promise | labels | hindsight | certified (broken) | MAPIE (broken) | without a test (broken) |",
         "|---|---|---|---|---|---|---|",

@@ -93,12 +93,11 @@ def stream(loss: float, seed: int) -> dict[str, Any]:
         today = [source[i] for i in rng.choice(rest, PER_DAY)]
         drawn = rng.random(PER_DAY) < AUDITED
         serving = {way: ways[way].release for way in WAYS}
-        tallies = {way: [0, 0.0] for way in WAYS}
+        tallies: dict[str, tuple[int, float]] = dict.fromkeys(WAYS, (0, 0.0))
         for number, (row, audited) in enumerate(zip(today, drawn, strict=True)):
             for way in WAYS:
-                bad, cost = asked(row, serving[way])
-                tallies[way][0] += bad
-                tallies[way][1] += cost
+                bad, ratio = asked(row, serving[way])
+                tallies[way] = tallies[way][0] + bad, tallies[way][1] + ratio
                 if way == "watched" and ways[way].alarm is None and day >= CHANGE:
                     ways[way].bad_before_alarm += bad
             if audited:

@@ -87,12 +87,16 @@ class Watch:
 
     def after(self, row: OutcomeRow, comparators: Mapping[str, Comparator] | None = None) -> Watch:
         """With one more audited row; one without certified task, or on which the frontier failed, says nothing."""
-        tasks = next((tasks for tasks in self.monitors if row.query.task in tasks), None)
+        tasks = self.proof_of(row.query.task)
         if tasks is None:
             return self
         monitor = self.monitors[tasks]
         excess = excess_of(row, self.release, monitor.risk, comparators)
         return self if excess is None else replace(self, monitors={**self.monitors, tasks: monitor.update(excess)})
+
+    def proof_of(self, task: str | None) -> tuple[str, ...] | None:
+        """The tasks of the certified proof that speaks about this one, if there is one."""
+        return next((tasks for tasks in self.monitors if task in tasks), None)
 
     @property
     def expired(self) -> dict[str, str]:
@@ -124,18 +128,11 @@ def excess_of(
 def _answered(row: OutcomeRow, answer: Answer, release: Release) -> Answered:
     """What the policy did on one row, as the risks read it."""
     frontier = release.portfolio.frontier
-    below, quality = answer.tier != frontier, row.outcomes[answer.tier].quality
-    reference = row.outcomes[frontier].quality if below else quality
+    qualities = (row.outcomes[tier].quality for tier in (answer.tier, frontier))
+    quality, reference = (np.array([np.nan if value is None else value]) for value in qualities)
     tau = release.portfolio.task(row.query.task or "").tau or 1.0
-    one, nothing = np.ones(1), np.zeros(1)
-    return Answered(
-        below=np.array([below]),
-        good=np.array([quality is not None and quality >= tau]),
-        quality=one * (quality or 0.0),
-        reference=one * ((1.0 if below else 0.0) if reference is None else reference),
-        cost=nothing,
-        always=nothing,
-        weights=one,
+    return Answered.seen(
+        np.array([answer.tier != frontier]), quality, reference, tau, np.zeros(1), np.zeros(1), np.ones(1)
     )
 
 
@@ -235,8 +232,7 @@ class Auditor:
         return query if query.id is not None else replace(query, id=uuid4().hex)
 
     def _audit_later(self, answer: Answer) -> None:
-        watched = any(answer.trace.task in tasks for tasks in self.watch.monitors)
-        if watched and self.drawn(answer.trace.query):
+        if self.watch.proof_of(answer.trace.task) and self.drawn(answer.trace.query):
             future = self._pool.submit(self._audit, answer)
             self._running.add(future)
             # a failed audit is kept, so that flush tells

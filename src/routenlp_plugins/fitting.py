@@ -19,7 +19,7 @@ from .cascade.search import Path as Candidates
 from .comparing import Comparator
 from .errors import DataError, RiskNotControlledError, TierError
 from .evaluate.outcomes import Outcome, OutcomeRow, Paths, read_outcomes
-from .evaluate.table import Split, TaskTable, cost_of, data_hash, split, task_tables
+from .evaluate.table import Split, TaskTable, check, cost_of, data_hash, quality_floors, split, task_tables
 from .flow import drive, route
 from .portfolio import Portfolio
 from .release import Release, fingerprint
@@ -281,7 +281,8 @@ def replay(outcomes: Outcomes, release: Release, comparators: Mapping[str, Compa
         PortfolioError: the cost of a call is not known.
     """
     rows = outcome_rows(outcomes)
-    tables = task_tables(rows, release.portfolio, comparators=comparators)
+    check(rows, release.portfolio)
+    floors = quality_floors(rows, release.portfolio)
     answers = [replayed(row, release, comparators) for row in rows]
     tasks: dict[str, list[bool]] = defaultdict(list)
     frontier = release.portfolio.frontier
@@ -289,7 +290,7 @@ def replay(outcomes: Outcomes, release: Release, comparators: Mapping[str, Compa
     for row, answer in zip(rows, answers, strict=True):
         quality, reference = row.outcomes[answer.tier].quality, row.outcomes[frontier].quality
         task = row.query.task or ""
-        below, tau = answer.tier != frontier, tables[task].tau
+        below, tau = answer.tier != frontier, floors[task]
         if tau is not None:
             tasks[task].append(below and not (quality is not None and quality >= tau))
         if below:

@@ -99,7 +99,7 @@ def _at_the_alarm(
     before: Parts = {tasks: [] for tasks in watch.monitors}
     after: Parts = {tasks: [] for tasks in watch.monitors}
     for row in audits:
-        tasks = next((tasks for tasks in watch.monitors if row.query.task in tasks), None)
+        tasks = watch.proof_of(row.query.task)
         if tasks is not None:
             (after if watch.monitors[tasks].expired else before)[tasks].append(row)
             watch = watch.after(row, comparators)

@@ -203,8 +203,20 @@ class _Test:
 
 def method(risk: Risk, weighted: bool) -> str:
     """How the policies of a certificate were tested."""
-    exact = not weighted and not isinstance(risk, Retention)
-    return f"{BINOMIAL if exact else BETTING} {PATHS}"
+    return f"{BINOMIAL if _exact(risk, weighted) else BETTING} {PATHS}"
+
+
+def _exact(risk: Risk, weighted: bool) -> bool:
+    """Whether rows violate or not and all count the same, so that their number is binomial."""
+    return not weighted and not isinstance(risk, Retention)
+
+
+def _counts(risk: Risk, rows: Answered) -> tuple[int, int] | None:
+    """Violations among how many rows, where that number is binomial."""
+    if not _exact(risk, weighted=bool((rows.weights != rows.weights[:1]).any())):
+        return None
+    trials = rows.below.sum() if isinstance(risk, SelectiveViolation) else len(rows.weights)
+    return int(rows.violation.sum()), int(trials)
 
 
 def p_values(
@@ -216,11 +228,10 @@ def p_values(
     known propensities the excess is weighted by their inverse: its expectation among the selected rows has the sign of
     that in the population.
     """
+    counts = [found for rows in policies if (found := _counts(risk, rows)) is not None]
+    if counts:
+        return np.array([binomial_p_value(violations, trials, risk.level) for violations, trials in counts])
     weights = policies[0].weights
-    if not isinstance(risk, Retention) and (weights == weights[:1]).all():
-        trials = [int(rows.below.sum()) if isinstance(risk, SelectiveViolation) else len(weights) for rows in policies]
-        counts = [int(rows.violation.sum()) for rows in policies]
-        return np.array([binomial_p_value(c, n, risk.level) for c, n in zip(counts, trials, strict=True)])
     scale = weights / weights.max()
     excess = np.column_stack([scale * risk.excess(rows) for rows in policies])
     return betting_p_value(excess, risk.largest, delta, second_moments)
@@ -228,13 +239,12 @@ def p_values(
 
 def _bound(risk: Risk, rows: Answered, delta: float, second_moment: float) -> float | None:
     """The best level that these rows alone would show at 1 - delta."""
-    weights = rows.weights
-    if not isinstance(risk, Retention) and (weights == weights[:1]).all():
-        trials = int(rows.below.sum()) if isinstance(risk, SelectiveViolation) else len(weights)
-        return binomial_upper_bound(int(rows.violation.sum()), trials, delta)
+    counts = _counts(risk, rows)
+    if counts is not None:
+        return binomial_upper_bound(*counts, delta)
     levels = np.linspace(*((0.5, 1.0) if isinstance(risk, Retention) else (0.0, 0.5)), BOUND_LEVELS + 2)[1:-1]
     at = [risk_of(risk.kind, float(level)) for level in levels]
-    scale = weights / weights.max()
+    scale = rows.weights / rows.weights.max()
     excess = np.column_stack([scale * r.excess(rows) for r in at])
     largest = np.array([r.largest for r in at])
     shown = levels[betting_p_value(excess, largest, delta, np.full(len(at), second_moment)) <= delta]

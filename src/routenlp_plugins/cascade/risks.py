@@ -41,12 +41,32 @@ class Answered:
     @classmethod
     def of(cls, table: TaskTable, column: NDArray[np.intp], cost: NDArray[np.float64]) -> Answered:
         """The policy that returns the answers of these (n,) columns for these (n,) USD."""
-        below = column < len(table.tiers) - 1
-        known = table.quality[np.arange(len(table)), column]
-        quality = np.nan_to_num(known, nan=0.0)
-        reference = np.where(below, np.nan_to_num(table.quality[:, -1], nan=1.0), quality)
-        good = np.zeros(len(table), dtype=np.bool_) if table.tau is None else known >= table.tau
-        return cls(below, good, quality, reference, cost, table.cost[:, -1], table.weights)
+        rows, last = np.arange(len(table)), len(table.tiers) - 1
+        known, frontier = table.quality[rows, column], table.quality[:, -1]
+        return cls.seen(column < last, known, frontier, table.tau, cost, table.cost[:, -1], table.weights)
+
+    @classmethod
+    def seen(
+        cls,
+        below: NDArray[np.bool_],
+        quality: NDArray[np.float64],
+        frontier: NDArray[np.float64],
+        tau: float | None,
+        cost: NDArray[np.float64],
+        always: NDArray[np.float64],
+        weights: NDArray[np.float64],
+    ) -> Answered:
+        """From (n,) qualities of the answers and of the frontier's, NaN where they are unknown."""
+        known = np.nan_to_num(quality, nan=0.0)
+        return cls(
+            below=below,
+            good=np.zeros(len(below), dtype=np.bool_) if tau is None else quality >= tau,
+            quality=known,
+            reference=np.where(below, np.nan_to_num(frontier, nan=1.0), known),
+            cost=cost,
+            always=always,
+            weights=weights,
+        )
 
     @classmethod
     def together(cls, parts: Sequence[Answered], order: NDArray[np.intp]) -> Answered:

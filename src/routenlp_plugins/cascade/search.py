@@ -79,12 +79,16 @@ def task_paths(table: TaskTable, risk: Risk, seed: int = 0) -> tuple[Path, Path]
         seed: of the folds.
     """
     kept = _kept(table, risk, seed)
-    points = [Point({table.task: c}, c.excess, c.second_moment, c.cost) for c in kept]
-    paths = []
-    for of_table in (True, False):
-        mine = [p for p, c in zip(points, kept, strict=True) if (c.family == TASK_TABLE) == of_table]
-        paths.append(_filled(_path(mine), mine))
-    return paths[0], paths[1]
+    front = _unbeaten(kept)
+
+    def points(candidates: Iterable[Candidate], *, of_table: bool) -> list[Point]:
+        mine = (candidate for candidate in candidates if (candidate.family == TASK_TABLE) == of_table)
+        return [Point({table.task: c}, c.excess, c.second_moment, c.cost) for c in mine]
+
+    of_table, cascades = (
+        _filled(_path(points(front, of_table=first)), points(kept, of_table=first)) for first in (True, False)
+    )
+    return of_table, cascades
 
 
 def pooled_paths(tables: Mapping[str, TaskTable], risk: Risk, seed: int = 0) -> tuple[Path, Path]:

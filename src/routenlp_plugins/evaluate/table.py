@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -18,7 +19,17 @@ from ..support import supported
 from ..types import Completion, Policy
 from .outcomes import Outcome, OutcomeRow
 
-__all__ = ["Split", "TaskTable", "cost_of", "data_hash", "split", "task_tables", "unit_interval"]
+__all__ = [
+    "Split",
+    "TaskTable",
+    "check",
+    "cost_of",
+    "data_hash",
+    "quality_floors",
+    "split",
+    "task_tables",
+    "unit_interval",
+]
 
 WIDESPREAD = 0.9
 """A kind of evidence is used if it comes with at least this share of the answers of the commonest kind."""
@@ -123,14 +134,7 @@ def task_tables(
         DataError: an outcome names an unknown tier, the frontier's outcome is missing, a comparator is unknown.
         PortfolioError: a cost is needed and neither the outcome nor the portfolio knows it.
     """
-    for row in rows:
-        unknown = [tier for tier in row.outcomes if tier not in portfolio.names]
-        if unknown:
-            raise DataError(
-                f"{row.source}: outcomes: unknown tier {', '.join(unknown)}; portfolio: {', '.join(portfolio.names)}"
-            )
-        if portfolio.frontier not in row.outcomes:
-            raise DataError(f"{row.source}: outcomes: the frontier {portfolio.frontier!r} is missing")
+    check(rows, portfolio)
     # by id, so that no result depends on the order of the rows
     in_order = sorted(rows, key=lambda row: (_task_of(row), row.query.id or ""))
     tables = {}
@@ -139,6 +143,30 @@ def task_tables(
         table = _table(members, portfolio, compare, (like or {}).get(task))
         tables[task] = table if policy is None else _as_seen_by(policy, table, members)
     return tables
+
+
+def check(rows: Sequence[OutcomeRow], portfolio: Portfolio) -> None:
+    """Refuse outcomes that the portfolio has no place for.
+
+    Raises:
+        DataError: an outcome names an unknown tier, or the frontier's outcome is missing.
+    """
+    for row in rows:
+        unknown = [tier for tier in row.outcomes if tier not in portfolio.names]
+        if unknown:
+            raise DataError(
+                f"{row.source}: outcomes: unknown tier {', '.join(unknown)}; portfolio: {', '.join(portfolio.names)}"
+            )
+        if portfolio.frontier not in row.outcomes:
+            raise DataError(f"{row.source}: outcomes: the frontier {portfolio.frontier!r} is missing")
+
+
+def quality_floors(rows: Sequence[OutcomeRow], portfolio: Portfolio) -> dict[str, float | None]:
+    """Task -> tau: as declared, 1 where every quality is 0 or 1, None where it is graded."""
+    qualities: dict[str, list[float]] = defaultdict(list)
+    for row in rows:
+        qualities[_task_of(row)] += [q for o in row.outcomes.values() if (q := o.quality) is not None]
+    return {task: _tau(task, np.array(of), portfolio) for task, of in qualities.items()}
 
 
 def _as_seen_by(policy: Policy, table: TaskTable, rows: Sequence[OutcomeRow]) -> TaskTable:
