@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from local_tiers import HERE, data_folder, folds
+from local_tiers import HERE, TASKS, data_folder, folds
 from populations import drawn
 from scipy.stats import binomtest
 
@@ -30,13 +30,12 @@ from routenlp_plugins.evaluate.table import Split, TaskTable, split, task_tables
 ALPHA, DELTA, SAMPLE, DRAWS = 0.05, 0.1, 1000, 200
 MARGIN = 0.05
 """How far below 1 the mean cost ratio must be."""
-LOCAL = ("cs_intent", "legal_clause", "cs_response")
 RECORDED = ("medmcqa_nine", "anlp_cnli_coqa")
 """Outcomes of language models with log-probabilities, recorded by others; their frontier is a real one."""
 
 
 def main() -> None:
-    local = {task: folds(task) for task in LOCAL}
+    local = {task: folds(task) for task in TASKS}
     alone = {task: monte_carlo({task: fold}) for task, fold in local.items()}
     recorded = {task: fold for name in RECORDED for task, fold in recorded_folds(name, data_folder()).items()}
     models = {task: monte_carlo({task: fold}) for task, fold in recorded.items()}

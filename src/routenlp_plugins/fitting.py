@@ -143,10 +143,15 @@ def _risk(alpha: float | None, retention: float | None, options: FitOptions) -> 
 
 def _support(rows: Sequence[OutcomeRow], options: FitOptions) -> dict[str, Support]:
     """What the queries of each task look like, where all have a text."""
-    texts: dict[str, list[str]] = defaultdict(list)
+    if not options.unlike:
+        return {}
+    of: dict[str, list[OutcomeRow]] = defaultdict(list)
     for row in rows:
-        texts[row.query.task or ""].append(row.query.text)
-    found = {task: support_of(of, options.unlike) for task, of in sorted(texts.items())} if options.unlike else {}
+        of[row.query.task or ""].append(row)
+    found = {
+        task: support_of([row.query.text for row in of[task]], options.unlike, [row.unit for row in of[task]])
+        for task in sorted(of)
+    }
     return {task: support for task, support in found.items() if support is not None}
 
 

@@ -18,6 +18,7 @@ __all__ = ["novelty", "support_of", "supported"]
 
 SIZE = 2**16
 """Bits of the table of trigrams seen."""
+FOLDS = 10
 FEWEST = 50
 """Texts below which nothing can be said about what is unusual."""
 
@@ -38,16 +39,22 @@ def novelty(trigrams: str, text: str) -> float:
     return sum(not seen[place >> 3] >> (place & 7) & 1 for place in places) / len(places) if places else 0.0
 
 
-def support_of(texts: Sequence[str], share: float) -> Support | None:
+def support_of(texts: Sequence[str], share: float, units: Sequence[str]) -> Support | None:
     """What these texts have in common; None if they are too few or any of them is unknown.
 
-    The largest novelty is the conformal quantile of each text against the others in ten folds: of queries drawn like
-    these about `share` are called unlike them.
+    The largest novelty is the conformal quantile of each text against the others in `FOLDS` folds: of queries drawn
+    like these about `share` are called unlike them.
+
+    Args:
+        units: (n,) what each text was drawn with: turns of a dialogue repeat each other, so that a dialogue is new as
+            a whole or not at all.
     """
     if len(texts) < FEWEST or not all(texts):
         return None
-    folds = [_table(text for i, text in enumerate(texts) if i % 10 != fold) for fold in range(10)]
-    novelties = sorted(novelty(folds[i % 10], text) for i, text in enumerate(texts))
+    place_of = {unit: place for place, unit in enumerate(dict.fromkeys(units))}
+    fold_of = [place_of[unit] % FOLDS for unit in units]
+    seen = [_table(t for t, f in zip(texts, fold_of, strict=True) if f != fold) for fold in range(FOLDS)]
+    novelties = sorted(novelty(seen[fold], text) for text, fold in zip(texts, fold_of, strict=True))
     place = min(ceil((1 - share) * (len(texts) + 1)), len(texts))
     return Support(_table(iter(texts)), novelties[place - 1])
 

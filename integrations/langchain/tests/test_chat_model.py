@@ -25,7 +25,8 @@ from pydantic import BaseModel, ValidationError
 from langchain_routenlp import RouterChatModel
 from routenlp_plugins import Completion, DataError, Policy, PortfolioError, Release, ReleaseError, Task, TierError
 from routenlp_plugins.testing import ScriptedServer, ScriptedTier
-from routenlp_plugins.types import Rung
+from routenlp_plugins.tiers.scored import PTrueTier, ScoredTier, SelfConsistentTier
+from routenlp_plugins.types import Confidence, Rung, Term
 
 
 class Scripted(BaseChatModel):
@@ -154,6 +155,30 @@ def test_a_core_tier_becomes_a_message_with_its_evidence():
     assert message.usage_metadata["total_tokens"] == 7
     assert [token["logprob"] for token in message.response_metadata["logprobs"]["content"]] == [-0.1, -0.2]
     assert message.response_metadata["model_name"] == SMALL
+
+
+@pytest.mark.parametrize("way", ["invoke", "ainvoke"])
+async def test_a_chat_model_inside_a_tier_that_adds_scores(way):
+    """The scores are evidence, and what they took is in the usage: an answer, a second one, a question about it."""
+    judged = ScoredTier(PTrueTier(SelfConsistentTier(UNSURE, samples=2)), {"short": lambda query, answer: 0.9})
+    message = await ask(router(judged, used=release(gated(SMALL, 0.8, "short"))), way, {})
+    scores = message.response_metadata["routenlp"]["attempts"][0]["scores"]
+    assert (message.text, scores["short"], scores["self_consistency"]) == ("small-model says", 0.9, 1.0)
+    assert message.usage_metadata["total_tokens"] == 7 * 4
+
+
+def test_tiers_are_compared_by_the_user_s_own_comparator():
+    def same_first_word(one: str, other: str) -> float:
+        return float(one.split()[0] == other.split()[0])
+
+    agreeing = Confidence(MIDDLE, (Term(1.0, MIDDLE, None, SMALL),))
+    policy = Policy(FRONTIER, {"t": (Rung(SMALL, 1.0), Rung(MIDDLE, 0.6, (agreeing,)))}, comparators={"t": "mine"})
+    tiers = {SMALL: ScriptedTier(default="yes, so"), MIDDLE: ScriptedTier(default="yes, indeed"), FRONTIER: STRONG}
+    used = Release(portfolio(Task("t")), policy)
+    routed = RouterChatModel(tiers=tiers, release=used, comparators={"mine": same_first_word})
+    assert routed.invoke("x").text == "yes, indeed"
+    with pytest.raises(DataError, match="comparator 'mine' is unknown"):
+        RouterChatModel(tiers=tiers, release=used)
 
 
 def test_calls_with_tools_or_a_response_format_go_to_the_frontier():

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from math import exp
-from typing import Any
+from typing import Any, Self
 
 from ..comparing import Comparator, same_text
 from ..errors import DataError, TierError
 from ..types import Call, Completion, Query
 from .boundary import TierCallable, async_form, sync_form
 
-__all__ = ["Judgement", "PTrueTier", "ScoredTier", "SelfConsistentTier", "Verifier", "parses"]
+__all__ = ["Judgement", "PTrueTier", "ScoredTier", "SelfConsistentTier", "Verifier", "WrappingTier", "parses"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +49,17 @@ def parses(parser: Callable[[str], object]) -> Verifier:
     return valid
 
 
-class _Wrapper:
-    """Runs the wrapped tier in its own form: sync where it has one, async where that does not block."""
+class WrappingTier:
+    """A tier around a tier, which it runs in its own form: sync where it has one, async where that does not block."""
 
     def __init__(self, tier: TierCallable) -> None:
         self.tier = tier
+
+    def around(self, tier: TierCallable) -> Self:
+        """The same around another tier."""
+        other = copy(self)
+        other.tier = tier
+        return other
 
     def _run(self, call: Call) -> Completion:
         function = sync_form(self.tier)
@@ -65,7 +72,7 @@ class _Wrapper:
         return await asyncio.to_thread(self._run, call) if function is None else await function(call)
 
 
-class ScoredTier(_Wrapper):
+class ScoredTier(WrappingTier):
     """Adds the scores of verifiers, judges and parsers to the answers of a tier.
 
     Args:
@@ -96,7 +103,7 @@ class ScoredTier(_Wrapper):
         return replace(completion, scores=scores, extra_usd=extra)
 
 
-class SelfConsistentTier(_Wrapper):
+class SelfConsistentTier(WrappingTier):
     """Asks a tier several times and returns the answer that agrees best with the others, and how well that is.
 
     The score is ``self_consistency``, the mean agreement with the other samples (Wang et al. 2023); the choice is
@@ -138,7 +145,7 @@ QUESTION = (
 )
 
 
-class PTrueTier(_Wrapper):
+class PTrueTier(WrappingTier):
     """Asks the tier itself whether its answer is right: ``p_true`` is the probability it gives to "Yes".
 
     P(True) of Kadavath et al. (2022), from the log-probability of the first token; an answer that is neither yes nor

@@ -17,6 +17,7 @@ from langchain_core.runnables.base import RunnableBindingBase
 from pydantic import BaseModel
 
 from routenlp_plugins import Call, Completion, Portfolio, PortfolioError, Query, Release, Tier, TierError
+from routenlp_plugins.comparing import Comparator
 
 from .chat_model import RouterChatModel
 from .messages import completion_of
@@ -40,6 +41,7 @@ class RouterRunnable(RunnableBindingBase[Any, Any]):
         *,
         model: BaseChatModel | str | None = None,
         task: str | None = None,
+        comparators: Mapping[str, Comparator] | None = None,
     ) -> RouterRunnable:
         """Replace the chat model of a chain.
 
@@ -51,7 +53,7 @@ class RouterRunnable(RunnableBindingBase[Any, Any]):
             tiers: name -> chat model or core tier. The frontier may be left out or None: it is the chain's own model.
             release: a release, or the folder it was saved in.
             model: which chat model to replace if there are several: the object, its class or model name.
-            task: of every call; see `RouterChatModel`.
+            task, comparators: see `RouterChatModel`.
 
         Raises:
             PortfolioError: the chain has no chat model that can be seen, or several and none was chosen, or the release
@@ -65,6 +67,7 @@ class RouterRunnable(RunnableBindingBase[Any, Any]):
             tiers=named,
             release=release,
             task=task,
+            comparators=comparators,
             callbacks=found.callbacks,
             tags=found.tags,
             metadata=found.metadata,

@@ -92,12 +92,19 @@ def answer_message(answer: Answer) -> AIMessage:
     message = message_of(completions[-1] if chosen is None else chosen, answer.tier)
     usage: UsageMetadata | None = None
     for completion in completions:
-        own = completion.payload.usage_metadata if isinstance(completion.payload, AIMessage) else _usage(completion)
+        own = _usage_of(completion)
         usage = add_usage(usage, own) if own else usage
     metadata = dict(message.response_metadata)
     metadata.setdefault("model_name", answer.tier)
     metadata["routenlp"] = answer.trace.as_dict()
     return message.model_copy(update={"usage_metadata": usage, "response_metadata": metadata})
+
+
+def _usage_of(completion: Completion) -> UsageMetadata | None:
+    """As the message tells it, with its details, unless more calls than that one were needed."""
+    told = completion.payload.usage_metadata if isinstance(completion.payload, AIMessage) else None
+    total = _usage(completion)
+    return total if told is None or (total and total["total_tokens"] != told["total_tokens"]) else told
 
 
 def _usage(completion: Completion) -> UsageMetadata | None:

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 from langchain_core.runnables import Runnable, RunnableBinding
 
 from routenlp_plugins import Call, Completion, PortfolioError
+from routenlp_plugins.tiers.scored import WrappingTier
 
 from .messages import completion_of
 
@@ -43,11 +44,13 @@ class LangChainTier:
 
     @classmethod
     def of(cls, name: str, tier: Any) -> Any:
-        """A LangChain model as a core tier; a core tier as it is.
+        """A LangChain model as a core tier, also inside a tier that adds scores; any other core tier as it is.
 
         Raises:
             PortfolioError: it is neither.
         """
+        if isinstance(tier, WrappingTier):
+            return tier.around(cls.of(name, tier.tier))
         options: dict[str, Any] = {}
         model = tier
         while isinstance(model, RunnableBinding):
@@ -74,19 +77,18 @@ class LangChainTier:
     def __call__(self, call: Call) -> Completion:
         """The model's answer to the messages in the payload."""
         # the inner half of invoke: cache, rate limiter and metadata of the tier, but no run
-        result = self.model._generate_with_cache(call.payload.messages, run_manager=None, **self._arguments(call))
+        asked = _asked(call)
+        result = self.model._generate_with_cache(asked.messages, run_manager=None, **self._arguments(asked))
         return _completion(result.generations[0].message)
 
     async def acall(self, call: Call) -> Completion:
         """As calling it, without blocking the event loop."""
-        result = await self.model._agenerate_with_cache(
-            call.payload.messages, run_manager=None, **self._arguments(call)
-        )
+        asked = _asked(call)
+        result = await self.model._agenerate_with_cache(asked.messages, run_manager=None, **self._arguments(asked))
         return _completion(result.generations[0].message)
 
-    def _arguments(self, call: Call) -> dict[str, Any]:
+    def _arguments(self, asked: ModelCall) -> dict[str, Any]:
         """What is bound to the tier, then what the call asks for."""
-        asked: ModelCall = call.payload
         stop = {} if asked.stop is None else {"stop": asked.stop}
         arguments = {"stop": None, **self.options, **asked.options, **stop}
         if asked.tool_options is None:
@@ -94,6 +96,13 @@ class LangChainTier:
         choice = {"tool_choice": arguments.pop("tool_choice")} if "tool_choice" in arguments else {}
         bound = self.model.bind_tools(arguments.pop("tools"), **choice, **asked.tool_options)
         return {**getattr(bound, "kwargs", {}), **arguments}
+
+
+def _asked(call: Call) -> ModelCall:
+    """The payload; a question of our own, such as whether an answer is right, has none."""
+    if isinstance(call.payload, ModelCall):
+        return call.payload
+    return ModelCall([HumanMessage(call.query.text)], None, {})
 
 
 def _completion(message: BaseMessage) -> Completion:
