@@ -57,12 +57,12 @@ class Answered:
         weights: NDArray[np.float64],
     ) -> Answered:
         """From (n,) qualities of the answers and of the frontier's, NaN where they are unknown."""
-        known = np.nan_to_num(quality, nan=0.0)
+        known = np.where(np.isnan(quality), 0.0, quality)
         return cls(
             below=below,
             good=np.zeros(len(below), dtype=np.bool_) if tau is None else quality >= tau,
             quality=known,
-            reference=np.where(below, np.nan_to_num(frontier, nan=1.0), known),
+            reference=np.where(below, np.where(np.isnan(frontier), 1.0, frontier), known),
             cost=cost,
             always=always,
             weights=weights,
@@ -80,7 +80,7 @@ class Answered:
 
     def mean(self, values: NDArray[np.float64] | NDArray[np.bool_]) -> float:
         """Mean over the population that the rows were selected from."""
-        return float(np.average(values, weights=self.weights)) if len(values) else 0.0
+        return float(values @ self.weights / self.weights.sum()) if len(values) else 0.0
 
     @property
     def cost_ratio(self) -> float:
