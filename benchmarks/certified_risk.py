@@ -25,7 +25,8 @@ from routenlp_plugins.cascade.certification import Stream, certify
 from routenlp_plugins.cascade.risks import Violation
 from routenlp_plugins.cascade.search import Candidate, task_paths
 from routenlp_plugins.evaluate.outcomes import read_outcomes
-from routenlp_plugins.evaluate.table import Split, TaskTable, split, task_tables
+from routenlp_plugins.evaluate.table import TaskTable, task_tables
+from routenlp_plugins.evaluate.units import Split, split
 
 ALPHA, DELTA, SAMPLE, DRAWS = 0.05, 0.1, 1000, 200
 MARGIN = 0.05

@@ -140,7 +140,7 @@ def asked(row: OutcomeRow, release: Release) -> tuple[bool, float]:
     tier = release.portfolio.tier(release.portfolio.frontier)
     always = frontier.cost_usd or tier.cost(frontier.input_tokens, frontier.output_tokens, None) or 1.0
     excess = excess_of(row, release, Violation(ALPHA))
-    return excess is not None and excess > 0, (answer.trace.cost_usd or 0.0) / always
+    return excess > 0, (answer.trace.cost_usd or 0.0) / always
 
 
 def cost(release: Release, audits: Sequence[OutcomeRow]) -> float:

@@ -187,17 +187,18 @@ def test_a_quality_that_is_none_is_told_at_the_end(release, tmp_path):
 
 
 def test_a_release_without_certificate_has_nothing_to_watch(tmp_path):
-    with pytest.raises(DataError, match="the release has no certificate that could expire"):
+    with pytest.raises(DataError, match="the release has no valid certificate that could expire"):
         auditor(Release(portfolio(), Policy(FRONTIER, {"t": (Rung(SMALL),)})), tmp_path / "log.jsonl")
 
 
-def test_tasks_without_certificate_and_failing_frontiers_say_nothing(release):
+def test_tasks_without_certificate_say_nothing_and_a_failing_frontier_breaks_no_promise(release):
     watch = Watch.over(release)
     other = row("a", "u", small=(0.0, 0.9), frontier=(1.0, None))
     assert watch.after(other) == watch
     failed = row("a", small=(0.0, 0.0), middle=(0.0, 0.0), frontier=(None, None))
     down = replace(failed.outcomes[FRONTIER], error="down")
-    assert watch.after(replace(failed, outcomes={**failed.outcomes, FRONTIER: down})) == watch
+    seen = watch.after(replace(failed, outcomes={**failed.outcomes, FRONTIER: down})).monitors[("t",)]
+    assert (seen.n, seen.total) == (1, pytest.approx(-0.1))
 
 
 def test_a_failing_tier_is_an_outcome(release, tmp_path):

@@ -21,7 +21,8 @@ from routenlp_plugins import (
 )
 from routenlp_plugins.cascade.ladders import climb
 from routenlp_plugins.evaluate.outcomes import Outcome, OutcomeRow
-from routenlp_plugins.evaluate.table import Split, split, task_tables
+from routenlp_plugins.evaluate.table import task_tables
+from routenlp_plugins.evaluate.units import Split, split
 from routenlp_plugins.testing import ScriptedTier
 from routenlp_plugins.types import Rung
 
@@ -266,7 +267,13 @@ def test_rows_of_unequal_propensity_are_weighted():
         propensity = 1.0 if member.outcomes[SMALL].quality == 0 else 0.25
         if rng.random() < propensity:
             kept.append(replace(member, propensity=propensity))
-    release = fit(kept, portfolio(), alpha=0.1)
+    with pytest.raises(
+        DataError, match=r"different probabilities \(0\.25 to 1\); declare FitOptions\(smallest_propensity"
+    ):
+        fit(kept, portfolio(), alpha=0.1)
+    with pytest.raises(DataError, match=r"propensity 0\.25 is below the smallest of the design, 0\.3"):
+        fit(kept, portfolio(), alpha=0.1, options=FitOptions(smallest_propensity=0.3))
+    release = fit(kept, portfolio(), alpha=0.1, options=FitOptions(smallest_propensity=0.25))
     assert release.certificate.method.startswith("betting tests")
     fresh = replay(rows(8000, seed=1), release)
     assert 0.04 < fresh.violation_rate < 0.1

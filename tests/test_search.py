@@ -12,7 +12,8 @@ from routenlp_plugins.cascade.ladders import climb
 from routenlp_plugins.cascade.risks import Answered, Violation
 from routenlp_plugins.cascade.search import task_paths
 from routenlp_plugins.evaluate.outcomes import Outcome, OutcomeRow
-from routenlp_plugins.evaluate.table import Split, data_hash, split, task_tables
+from routenlp_plugins.evaluate.table import data_hash, task_tables
+from routenlp_plugins.evaluate.units import Split, split
 from routenlp_plugins.fitting import replayed
 from routenlp_plugins.flow import drive, route
 from routenlp_plugins.release import Release

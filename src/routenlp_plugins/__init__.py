@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from .errors import RouteNLPError as RouteNLPError
     from .errors import TierError as TierError
     from .evaluate.references import Reference as Reference
-    from .evaluate.table import Split as Split
+    from .evaluate.units import Split as Split
     from .fitting import FitOptions as FitOptions
     from .fitting import Replay as Replay
     from .fitting import fit as fit
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from .tiers.scored import PTrueTier as PTrueTier
     from .tiers.scored import ScoredTier as ScoredTier
     from .tiers.scored import SelfConsistentTier as SelfConsistentTier
+    from .tiers.scored import WrappingTier as WrappingTier
     from .tiers.scored import parses as parses
     from .tiers.text_classifier import TextClassifierTier as TextClassifierTier
     from .types import Answer as Answer
@@ -71,7 +72,7 @@ _MODULES = {
         "RouteNLPError",
         "TierError",
     ),
-    "evaluate.table": ("Split",),
+    "evaluate.units": ("Split",),
     "fitting": ("FitOptions", "Replay", "fit", "replay"),
     "portfolio": ("Portfolio", "Task", "Tier"),
     "release": ("Release",),
@@ -79,7 +80,7 @@ _MODULES = {
     "tiers.llama_cpp": ("LlamaCppTier",),
     "tiers.openai_compatible": ("OpenAICompatibleTier",),
     "tiers.openai_format": ("alternative_scores",),
-    "tiers.scored": ("Judgement", "PTrueTier", "ScoredTier", "SelfConsistentTier", "parses"),
+    "tiers.scored": ("Judgement", "PTrueTier", "ScoredTier", "SelfConsistentTier", "WrappingTier", "parses"),
     "tiers.text_classifier": ("TextClassifierTier",),
     "types": ("Answer", "Attempt", "Call", "Completion", "Policy", "Query", "Trace"),
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -21,8 +21,9 @@ from .dispatch import Dispatcher
 from .errors import DataError, PortfolioError, TierError
 from .evaluate.outcomes import Outcome, OutcomeRow, outcome_line
 from .evaluate.resuming import locked, whole_rows
-from .evaluate.table import unit_interval
+from .evaluate.units import unit_interval
 from .fitting import replayed
+from .flow import plan
 from .release import Release
 from .tiers.boundary import SyncTierCallable, call_tier, sync_form
 from .types import Answer, Attempt, Call, Completion, Query
@@ -78,21 +79,26 @@ class Watch:
             DataError: the release is not certified.
         """
         certificate = release.certificate
-        if certificate is None or not certificate.certified:
-            raise DataError("audit: the release has no certificate that could expire; fit one")
+        if certificate is None or not certificate.certified or release.policy.void is not None:
+            raise DataError("audit: the release has no valid certificate that could expire; fit one")
+        if certificate.groups:
+            raise DataError(
+                "audit: the certificate speaks of a query drawn from a random group, but audits draw queries; fit on "
+                "outcomes without groups, one row of each"
+            )
         risk = risk_of(certificate.risk, certificate.level)
         proofs = [proof for proof in certificate.proofs if proof.status == "certified"]
         share = (certificate.delta if delta is None else delta) / len(proofs)
         return cls(release, {proof.tasks: Monitor(risk, share) for proof in proofs})
 
     def after(self, row: OutcomeRow, comparators: Mapping[str, Comparator] | None = None) -> Watch:
-        """With one more audited row; one without certified task, or on which the frontier failed, says nothing."""
+        """With one more audited row; one without certified task says nothing."""
         tasks = self.proof_of(row.query.task)
         if tasks is None:
             return self
         monitor = self.monitors[tasks]
         excess = excess_of(row, self.release, monitor.risk, comparators)
-        return self if excess is None else replace(self, monitors={**self.monitors, tasks: monitor.update(excess)})
+        return replace(self, monitors={**self.monitors, tasks: monitor.update(excess)})
 
     def proof_of(self, task: str | None) -> tuple[str, ...] | None:
         """The tasks of the certified proof that speaks about this one, if there is one."""
@@ -116,24 +122,22 @@ class Watch:
 
 def excess_of(
     row: OutcomeRow, release: Release, risk: Risk, comparators: Mapping[str, Comparator] | None = None
-) -> float | None:
-    """Of what a release would have answered to an audited query; None if the frontier had failed."""
+) -> float:
+    """Of what a release would have answered to an audited query; a frontier that failed gave an unknown answer."""
     try:
-        answer = replayed(row, release, comparators)
+        tier = replayed(row, release, comparators).tier
     except TierError:
-        return None
-    return float(risk.excess(_answered(row, answer, release))[0])
+        tier = release.portfolio.frontier
+    return float(risk.excess(_answered(row, tier, release))[0])
 
 
-def _answered(row: OutcomeRow, answer: Answer, release: Release) -> Answered:
+def _answered(row: OutcomeRow, tier: str, release: Release) -> Answered:
     """What the policy did on one row, as the risks read it."""
     frontier = release.portfolio.frontier
-    qualities = (row.outcomes[tier].quality for tier in (answer.tier, frontier))
+    qualities = (row.outcomes[name].quality for name in (tier, frontier))
     quality, reference = (np.array([np.nan if value is None else value]) for value in qualities)
     tau = release.portfolio.task(row.query.task or "").tau or 1.0
-    return Answered.seen(
-        np.array([answer.tier != frontier]), quality, reference, tau, np.zeros(1), np.zeros(1), np.ones(1)
-    )
+    return Answered.seen(np.array([tier != frontier]), quality, reference, tau, np.zeros(1), np.zeros(1), np.ones(1))
 
 
 class Auditor:
@@ -168,6 +172,7 @@ class Auditor:
         self.watch = Watch.over(dispatcher.release, self.options.delta)
         self._functions = _functions(dispatcher)
         self._running: set[Future[None]] = set()
+        self._closed = False
         self._writing = Lock()
         with ExitStack() as stack:
             stack.enter_context(locked(self.log))
@@ -193,15 +198,23 @@ class Auditor:
             TierError: the frontier failed.
         """
         query = self._identified(query)
-        answer = self._serving.run(query)
-        self._audit_later(answer)
+        try:
+            answer = self._serving.run(query)
+        except TierError as error:
+            self._audit_later(query, error.attempts)
+            raise
+        self._audit_later(query, answer.trace.attempts)
         return answer
 
     async def arun(self, query: Query | str) -> Answer:
         """As `run`, without blocking the event loop."""
         query = self._identified(query)
-        answer = await self._serving.arun(query)
-        self._audit_later(answer)
+        try:
+            answer = await self._serving.arun(query)
+        except TierError as error:
+            self._audit_later(query, error.attempts)
+            raise
+        self._audit_later(query, answer.trace.attempts)
         return answer
 
     @property
@@ -220,6 +233,7 @@ class Auditor:
 
     def close(self) -> None:
         """Wait for the audits under way and let go of the log."""
+        self._closed = True
         with self._open:
             self.flush()
 
@@ -228,21 +242,26 @@ class Auditor:
         return bool(unit_interval([query.id or ""], self.options.seed, "audit")[0] < self.options.share)
 
     def _identified(self, query: Query | str) -> Query:
+        if self._closed:
+            raise DataError(f"the auditor of {self.log} is closed; open a new one on the same log")
         query = Query(query) if isinstance(query, str) else query
+        if query.id is not None and not (isinstance(query.id, str) and query.id):
+            raise DataError(f"query id must be a non-empty string, or None for a new one, got {query.id!r}")
         return query if query.id is not None else replace(query, id=uuid4().hex)
 
-    def _audit_later(self, answer: Answer) -> None:
-        if self.watch.proof_of(answer.trace.task) and self.drawn(answer.trace.query):
-            future = self._pool.submit(self._audit, answer)
+    def _audit_later(self, query: Query, attempts: Sequence[Attempt]) -> None:
+        task = plan(self.certified.release.policy, query)[0]
+        # calls that need more than text are not what the certificate speaks of
+        if self.watch.proof_of(task) and not query.requires and self.drawn(query):
+            future = self._pool.submit(self._audit, replace(query, task=task), attempts)
             self._running.add(future)
             # a failed audit is kept, so that flush tells
             future.add_done_callback(lambda done: None if done.exception() else self._running.discard(done))
 
-    def _audit(self, answer: Answer) -> None:
-        query = replace(answer.trace.query, task=answer.trace.task)
-        if query.id in self._seen:
+    def _audit(self, query: Query, attempts: Sequence[Attempt]) -> None:
+        if query.id is None or query.id in self._seen:
             return
-        made = {attempt.tier: attempt for attempt in answer.trace.attempts}
+        made = {attempt.tier: attempt for attempt in attempts}
         outcomes = {name: self._outcome(name, query, made.get(name)) for name in self._tiers(query)}
         row = OutcomeRow(
             replace(query, payload=None),

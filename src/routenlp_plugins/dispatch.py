@@ -38,6 +38,7 @@ class Dispatcher:
         tiers: Mapping[str, TierCallable],
         comparators: Mapping[str, Comparator] | None = None,
     ) -> None:
+        release = release.checked()
         names = release.portfolio.names
         missing = [name for name in release.policy.tiers if name not in tiers]
         if missing:

@@ -18,13 +18,14 @@ from .cascade.search import Candidate, pooled_paths, task_paths
 from .cascade.search import Path as Candidates
 from .comparing import Comparator
 from .errors import DataError, RiskNotControlledError, TierError
-from .evaluate.outcomes import Outcome, OutcomeRow, Paths, read_outcomes
-from .evaluate.table import Split, TaskTable, check, cost_of, data_hash, quality_floors, split, task_tables
+from .evaluate.outcomes import Outcome, OutcomeRow, Paths, check_row, read_outcomes
+from .evaluate.table import TaskTable, check, cost_of, data_hash, quality_floors, task_tables
+from .evaluate.units import Split, check_design, one_row_per_unit, split
 from .flow import drive, route
 from .portfolio import Portfolio
 from .release import Release, fingerprint
 from .support import support_of
-from .types import Answer, Call, Completion, Policy, Support
+from .types import Answer, Attempt, Call, Completion, Policy, Support
 
 __all__ = ["FitOptions", "Outcomes", "Replay", "fit", "outcome_rows", "replay", "replayed"]
 
@@ -45,6 +46,11 @@ class FitOptions:
             frontier, so that what really is unlike them does; 0 turns the check off. It needs the texts of all rows.
         prompts: whether another system prompt than those of the outcomes voids the certificate. Turn it off if the
             prompt holds something that changes, such as a date, and say so to whoever reads the certificate.
+        smallest_propensity: that your design gives to any query, selected for labelling or not, where it does not give
+            all the same. It tells how much a row that was not seen could have weighed.
+        passed_over: whether calls of cheap tiers that failed when outcomes were collected will fail when serving too,
+            as those with too long a context do: such an answer is then passed over. If not, it might come next time
+            and be anything, and a policy that would have asked for it is charged a bad one.
     """
 
     split: Split = field(default_factory=Split)
@@ -53,6 +59,12 @@ class FitOptions:
     comparators: Mapping[str, Comparator] = field(default_factory=dict)
     unlike: float = 0.01
     prompts: bool = True
+    smallest_propensity: float | None = None
+    passed_over: bool = False
+
+    def __post_init__(self) -> None:
+        if isinstance(self.unlike, bool) or not isinstance(self.unlike, int | float) or not 0 <= self.unlike < 1:
+            raise DataError(f"unlike must be a share in [0, 1), got {self.unlike!r}")
 
 
 def fit(
@@ -86,18 +98,20 @@ def fit(
     """
     options = options or FitOptions()
     risk = _risk(alpha, retention, options)
-    if isinstance(delta, bool) or not 0 < delta < 1:
+    if isinstance(delta, bool) or not isinstance(delta, int | float) or not 0 < delta < 1:
         raise DataError(f"delta must be strictly between 0 and 1, got {delta!r}")
     if not isinstance(portfolio, Portfolio):
         portfolio = Portfolio.from_yaml(portfolio)
     rows = outcome_rows(outcomes)
+    check_design(rows, options.smallest_propensity)
     parts = split(rows, options.split, seed)
     seen = Policy(portfolio.frontier, {}, support=_support(parts["ordering"], options))
-    tables = task_tables(parts["ordering"], portfolio, comparators=options.comparators, policy=seen)
-    held_out = {
-        name: _units(tables, task_tables(parts[name], portfolio, tables, options.comparators, seen), seed)
-        for name in ("certification", "reporting")
-    }
+    tables = _charged(task_tables(parts["ordering"], portfolio, comparators=options.comparators, policy=seen), options)
+    held_out = {}
+    for name in ("certification", "reporting"):
+        members = one_row_per_unit(parts[name], seed) if options.pooled else parts[name]
+        found = task_tables(members, portfolio, tables, options.comparators, seen)
+        held_out[name] = _units(tables, _charged(found, options), seed)
     streams = _streams(risk, tables, held_out["certification"], options, seed)
     chosen, proofs = certify(risk, streams, delta)
     proofs = tuple(_with_cost(proof, chosen, held_out["reporting"]) for proof in proofs)
@@ -122,7 +136,7 @@ def fit(
         portfolio=portfolio.fingerprint,
         policy=fingerprint(policy),
         date=datetime.now(UTC).date().isoformat(),
-        method=method(risk, weighted=len({row.propensity or 1.0 for row in rows}) > 1),
+        method=method(risk, weighted=options.smallest_propensity is not None),
         scope="all tasks pooled" if options.pooled else "each task",
         groups=any(row.group is not None for row in rows),
     )
@@ -155,6 +169,13 @@ def _support(rows: Sequence[OutcomeRow], options: FitOptions) -> dict[str, Suppo
     return {task: support for task, support in found.items() if support is not None}
 
 
+def _charged(tables: Mapping[str, TaskTable], options: FitOptions) -> dict[str, TaskTable]:
+    """The tables with failed calls as calls never made, unless they will fail again."""
+    if options.passed_over:
+        return dict(tables)
+    return {task: replace(table, tried=table.tried & table.answered) for task, table in tables.items()}
+
+
 def _units(tables: Mapping[str, TaskTable], found: Mapping[str, TaskTable], seed: int) -> dict[str, TaskTable]:
     """One row a unit for every task; no row for a task that the part has none of."""
     empty = {task: table.take(np.array([], dtype=np.intp)) for task, table in tables.items()}
@@ -169,9 +190,12 @@ def _streams(
     seed: int,
 ) -> list[tuple[Stream, tuple[Candidates, ...]]]:
     if options.pooled:
-        return [(Stream(certification), pooled_paths(tables, risk, seed))]
+        return [(Stream(certification, options.smallest_propensity), pooled_paths(tables, risk, seed))]
     return [
-        (Stream({task: table}), task_paths(tables[task], risk, seed) if task in tables else ())
+        (
+            Stream({task: table}, options.smallest_propensity),
+            task_paths(tables[task], risk, seed) if task in tables else (),
+        )
         for task, table in certification.items()
     ]
 
@@ -220,6 +244,8 @@ def outcome_rows(outcomes: Outcomes) -> list[OutcomeRow]:
     """The rows of these files, or these rows, none of them twice."""
     if isinstance(outcomes, str | Path):
         return read_outcomes(outcomes)
+    if not isinstance(outcomes, Iterable):
+        raise DataError(f"outcomes: expected paths or rows, got {outcomes!r}")
     items = list(cast("Iterable[str | Path | OutcomeRow]", outcomes))
     rows = [item for item in items if isinstance(item, OutcomeRow)]
     if not items:
@@ -231,6 +257,8 @@ def outcome_rows(outcomes: Outcomes) -> list[OutcomeRow]:
     repeated = [name for name, count in Counter(row.query.id for row in rows).items() if count > 1]
     if repeated:
         raise DataError(f"query_id: {repeated[0]!r} occurs more than once")
+    for row in rows:
+        check_row(row)
     return rows
 
 
@@ -288,25 +316,25 @@ def replay(outcomes: Outcomes, release: Release, comparators: Mapping[str, Compa
     rows = outcome_rows(outcomes)
     check(rows, release.portfolio)
     floors = quality_floors(rows, release.portfolio)
-    answers = [replayed(row, release, comparators) for row in rows]
+    ends = [_end(row, release, comparators) for row in rows]
     tasks: dict[str, list[bool]] = defaultdict(list)
     frontier = release.portfolio.frontier
     pairs: list[tuple[float, float]] = []
-    for row, answer in zip(rows, answers, strict=True):
-        quality, reference = row.outcomes[answer.tier].quality, row.outcomes[frontier].quality
+    for row, (tier, _) in zip(rows, ends, strict=True):
+        quality, reference = row.outcomes[tier].quality, row.outcomes[frontier].quality
         task = row.query.task or ""
-        below, tau = answer.tier != frontier, floors[task]
+        below, tau = tier != frontier, floors[task]
         if tau is not None:
             tasks[task].append(below and not (quality is not None and quality >= tau))
         if below:
             pairs.append((quality or 0.0, 1.0 if reference is None else reference))
         elif quality is not None:
             pairs.append((quality, quality))
-    spent = float(np.mean([_spent(row, answer, release.portfolio) for row, answer in zip(rows, answers, strict=True)]))
+    spent = float(np.mean([_spent(row, made, release.portfolio) for row, (_, made) in zip(rows, ends, strict=True)]))
     always = float(
         np.mean([cost_of(row.outcomes[frontier], release.portfolio.tier(frontier), row.source) for row in rows])
     )
-    shares = Counter(answer.tier for answer in answers)
+    shares = Counter(tier for tier, _ in ends)
     routed, kept = (float(np.mean(side)) for side in zip(*pairs, strict=True)) if pairs else (None, None)
     violations = [bad for of in tasks.values() for bad in of]
     return Replay(
@@ -316,16 +344,27 @@ def replay(outcomes: Outcomes, release: Release, comparators: Mapping[str, Compa
         cost_usd=spent,
         cost_ratio=spent / always if always else None,
         tier_share={name: shares[name] / len(rows) for name in release.portfolio.names},
-        escalation_rate=float(np.mean([answer.trace.escalated for answer in answers])),
+        escalation_rate=float(np.mean([len(made) > 1 for _, made in ends])),
         violation_rate=float(np.mean(violations)) if violations else None,
         violation_rate_by_task={task: float(np.mean(of)) for task, of in sorted(tasks.items())},
         certificate=None if release.certificate is None else release.certificate.as_dict(),
     )
 
 
-def _spent(row: OutcomeRow, answer: Answer, portfolio: Portfolio) -> float:
+def _end(
+    row: OutcomeRow, release: Release, comparators: Mapping[str, Comparator] | None
+) -> tuple[str, tuple[Attempt, ...]]:
+    """The tier that a climb ends at and all attempts; a frontier that had failed ends it without an answer."""
+    try:
+        answer = replayed(row, release, comparators)
+    except TierError as error:
+        return release.portfolio.frontier, error.attempts
+    return answer.tier, answer.trace.attempts
+
+
+def _spent(row: OutcomeRow, attempts: Sequence[Attempt], portfolio: Portfolio) -> float:
     """USD of all attempts, failed ones included where their cost was recorded."""
-    return sum(cost_of(row.outcomes[a.tier], portfolio.tier(a.tier), row.source) for a in answer.trace.attempts)
+    return sum(cost_of(row.outcomes[a.tier], portfolio.tier(a.tier), row.source) for a in attempts)
 
 
 def replayed(row: OutcomeRow, release: Release, comparators: Mapping[str, Comparator] | None = None) -> Answer:

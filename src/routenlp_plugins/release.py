@@ -121,10 +121,19 @@ class Release:
             if not isinstance(digests, dict) or digests.get(name) != _digest(content):
                 raise ReleaseError(f"{folder / name}: truncated or edited (its SHA-256 is not that of manifest.json)")
         release = _parse(folder, contents)
-        valid = release.policy.void is None
-        if valid and release.certificate is not None and release.certificate.policy != fingerprint(release.policy):
-            release = release.voided("it speaks of another policy than the one in the release")
+        release = release.checked()
         return release if portfolio is None else release._for(portfolio)
+
+    def checked(self) -> Release:
+        """The release itself if its certificate speaks of its policy and portfolio, else a voided one."""
+        if self.certificate is None or self.policy.void is not None:
+            return self
+        if self.certificate.portfolio != self.portfolio.fingerprint:
+            return self.voided("it speaks of another portfolio than the one in the release")
+        # what has expired since is no other policy
+        if self.certificate.policy != fingerprint(replace(self.policy, expired={})):
+            return self.voided("it speaks of another policy than the one in the release")
+        return self
 
     def voided(self, reason: str, portfolio: Portfolio | None = None) -> Release:
         """The same release with a certificate that holds no more: the frontier answers everything, and says why."""
@@ -213,7 +222,7 @@ def _read(file: Path) -> bytes:
 def _json_object(file: Path, content: bytes) -> dict[str, Any]:
     try:
         data = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ReleaseError(f"{file}: truncated or edited ({error})") from None
     if not isinstance(data, dict):
         raise ReleaseError(f"{file}: expected a JSON object, got {type(data).__name__}")

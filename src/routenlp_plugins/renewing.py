@@ -16,6 +16,7 @@ from .comparing import Comparator
 from .errors import DataError, RiskNotControlledError
 from .evaluate.outcomes import OutcomeRow
 from .evaluate.table import data_hash, task_tables
+from .evaluate.units import check_design, one_row_per_unit
 from .fitting import Outcomes, outcome_rows
 from .release import Release, fingerprint
 from .types import Policy
@@ -51,10 +52,11 @@ def renew(
         DataError: no certificate has expired on these audits.
         RiskNotControlledError: nothing passed; its release keeps the expired tasks on the frontier.
     """
-    if attempt < 1:
+    if isinstance(attempt, bool) or not isinstance(attempt, int) or attempt < 1:
         raise DataError(f"attempt must be 1, 2, ..., got {attempt!r}")
     certificate = release.certificate
     rows = outcome_rows(audits)
+    check_design(rows, None)
     before, after = _at_the_alarm(release, rows, comparators)
     if certificate is None or not before:
         raise DataError("renew: no certificate has expired on these audits")
@@ -110,6 +112,8 @@ def _at_the_alarm(
 def _stream(
     release: Release, rows: Sequence[OutcomeRow], seed: int, comparators: Mapping[str, Comparator] | None
 ) -> Stream:
+    # a pooled proof speaks of several tasks, and a group counts once in it
+    rows = one_row_per_unit(rows, seed)
     tables = task_tables(rows, release.portfolio, comparators=comparators, policy=release.policy)
     return Stream({task: table.one_per_unit(seed) for task, table in tables.items()})
 
@@ -127,7 +131,7 @@ def _proposed(
         ladder = shifted(release.policy.ladders[task], level.shift)
         policy = replace(release.policy, ladders={**release.policy.ladders, task: ladder})
         excess = excess_of(row, replace(release, policy=policy, certificate=None), risk, comparators)
-        level = level if excess is None else level.update(excess)
+        level = level.update(excess)
     return level.shift
 
 

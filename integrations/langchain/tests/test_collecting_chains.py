@@ -79,7 +79,7 @@ async def test_a_chain_whose_calls_always_go_to_the_frontier_has_nothing_to_coll
 
 
 def test_what_a_core_tier_says_of_itself_reaches_the_outcome():
-    own = Completion('{"a": 1}', mean_logprob=-0.1, cost_usd=0.5, latency_ms=2.0)
+    own = Completion('{"a": 1}', mean_logprob=-0.1, cost_usd=0.5, latency_ms=2.0, prompt="mine")
     with ScriptedServer({}) as server:
         tier = chain_tiers(chain(server), {SMALL: ScriptedTier(default=own)}, to_input=to_input)[SMALL]
         assert tier(Call(SMALL, Query("hi", "t"))) == own

@@ -80,7 +80,7 @@ def calibrate(
     total = np.full(len(table), np.nan)
     for number in np.unique(folds):
         seen, held_out = fold != number, known & (folds == number)
-        if np.ptp(y[seen]) == 0:
+        if not seen.any() or np.ptp(y[seen]) == 0:
             return _as_it_is(table, terms, known, target)
         weights, intercept = _logistic(x[seen], y[seen])
         total[held_out] = features[held_out] @ weights + intercept

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..evaluate.table import TaskTable, unit_interval
+from ..evaluate.table import TaskTable
+from ..evaluate.units import unit_interval
 from .bounds import (
     betting_p_value,
     binomial_p_value,
@@ -38,9 +39,14 @@ BOUND_LEVELS = 250
 
 @dataclass(frozen=True)
 class Stream:
-    """The certification rows of the tasks that one proof speaks about, in order of a hash of their units."""
+    """The certification rows of the tasks that one proof speaks about, in order of a hash of their units.
+
+    Attributes:
+        smallest_propensity: that the design gives to any query; None if it gives all the same.
+    """
 
     tables: Mapping[str, TaskTable]
+    smallest_propensity: float | None = None
 
     def __len__(self) -> int:
         return sum(map(len, self.tables.values()))
@@ -150,7 +156,7 @@ def _tested(risk: Risk, stream: Stream, paths: Sequence[Path], share: float) -> 
             reason,
             len(stream),
             estimate=risk.estimate(rows),
-            bound=_bound(risk, rows, spent[best], paths[best][0].second_moment),
+            bound=_bound(risk, rows, spent[best], paths[best][0].second_moment, stream.smallest_propensity),
             delta=share,
             labels_needed=_labels_needed(risk, rows, spent[best]),
             **facts,
@@ -165,7 +171,7 @@ def _tested(risk: Risk, stream: Stream, paths: Sequence[Path], share: float) -> 
         reason,
         len(stream),
         estimate=estimate,
-        bound=_bound(risk, rows, spent[i], point.second_moment),
+        bound=_bound(risk, rows, spent[i], point.second_moment, stream.smallest_propensity),
         delta=share,
         **facts,
     )
@@ -189,7 +195,7 @@ class _Test:
         for start in range(0, len(self.path), self.BATCH):
             batch = [self.stream.under(point.candidates) for point in self.path[start : start + self.BATCH]]
             moments = [point.second_moment for point in self.path[start : start + self.BATCH]]
-            found = fixed_sequence(p_values(self.risk, batch, level, moments), level)
+            found = fixed_sequence(p_values(self.risk, batch, level, moments, self.stream.smallest_propensity), level)
             count += found
             if found < len(batch):
                 break
@@ -211,40 +217,49 @@ def _exact(risk: Risk, weighted: bool) -> bool:
     return not weighted and not isinstance(risk, Retention)
 
 
-def _counts(risk: Risk, rows: Answered) -> tuple[int, int] | None:
+def _counts(risk: Risk, rows: Answered, *, weighted: bool) -> tuple[int, int] | None:
     """Violations among how many rows, where that number is binomial."""
-    if not _exact(risk, weighted=bool((rows.weights != rows.weights[:1]).any())):
+    if not _exact(risk, weighted):
         return None
     trials = rows.below.sum() if isinstance(risk, SelectiveViolation) else len(rows.weights)
     return int(rows.violation.sum()), int(trials)
 
 
 def p_values(
-    risk: Risk, policies: Sequence[Answered], delta: float, second_moments: Sequence[float] | None = None
+    risk: Risk,
+    policies: Sequence[Answered],
+    delta: float,
+    second_moments: Sequence[float] | None = None,
+    smallest_propensity: float | None = None,
 ) -> NDArray[np.float64]:
     """(m,) p-values of "the promise is broken", one a policy, on the same rows.
 
-    Exact binomial where a row counts as a violation or not and all rows have the same weight; bets otherwise. With
-    known propensities the excess is weighted by their inverse: its expectation among the selected rows has the sign of
-    that in the population.
+    Exact binomial where a row counts as a violation or not and the design selects all alike; bets otherwise. With known
+    propensities the excess is weighted by their inverse: its expectation among the selected rows has the sign of that
+    in the population. The scale comes from the design: one taken from the rows would let the first bets know the last.
+
+    Args:
+        smallest_propensity: that the design gives to any query; None if it gives all the same.
     """
-    counts = [found for rows in policies if (found := _counts(risk, rows)) is not None]
+    weighted = smallest_propensity is not None
+    counts = [found for rows in policies if (found := _counts(risk, rows, weighted=weighted)) is not None]
     if counts:
         return np.array([binomial_p_value(violations, trials, risk.level) for violations, trials in counts])
-    weights = policies[0].weights
-    scale = weights / weights.max()
+    scale = policies[0].weights * smallest_propensity if smallest_propensity else 1.0
     excess = np.column_stack([scale * risk.excess(rows) for rows in policies])
     return betting_p_value(excess, risk.largest, delta, second_moments)
 
 
-def _bound(risk: Risk, rows: Answered, delta: float, second_moment: float) -> float | None:
+def _bound(
+    risk: Risk, rows: Answered, delta: float, second_moment: float, smallest_propensity: float | None
+) -> float | None:
     """The best level that these rows alone would show at 1 - delta."""
-    counts = _counts(risk, rows)
+    counts = _counts(risk, rows, weighted=smallest_propensity is not None)
     if counts is not None:
         return binomial_upper_bound(*counts, delta)
     levels = np.linspace(*((0.5, 1.0) if isinstance(risk, Retention) else (0.0, 0.5)), BOUND_LEVELS + 2)[1:-1]
     at = [risk_of(risk.kind, float(level)) for level in levels]
-    scale = rows.weights / rows.weights.max()
+    scale = rows.weights * smallest_propensity if smallest_propensity else 1.0
     excess = np.column_stack([scale * r.excess(rows) for r in at])
     largest = np.array([r.largest for r in at])
     shown = levels[betting_p_value(excess, largest, delta, np.full(len(at), second_moment)) <= delta]

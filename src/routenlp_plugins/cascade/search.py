@@ -15,7 +15,8 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ..evaluate.table import TaskTable, unit_interval
+from ..evaluate.table import TaskTable
+from ..evaluate.units import unit_interval
 from ..types import Rung
 from .calibration import FOLDS, Calibrated, calibrate
 from .ladders import joint_levels, judged, optimal_stopping, stopping_step
@@ -94,6 +95,8 @@ def task_paths(table: TaskTable, risk: Risk, seed: int = 0) -> tuple[Path, Path]
 def pooled_paths(tables: Mapping[str, TaskTable], risk: Risk, seed: int = 0) -> tuple[Path, Path]:
     """The same for all tasks as one stream: at each price of risk every task takes what is best for it there."""
     n = sum(map(len, tables.values()))
+    if not n:
+        return (), ()
     options: dict[str, list[Candidate]] = {}
     for task, table in tables.items():
         at_frontier = np.full(len(table), len(table.tiers) - 1, dtype=np.intp)

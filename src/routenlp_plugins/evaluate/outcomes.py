@@ -22,6 +22,7 @@ __all__ = [
     "Outcome",
     "OutcomeRow",
     "Paths",
+    "check_row",
     "first_problem",
     "outcome_line",
     "parse_outcome_line",
@@ -174,6 +175,27 @@ def outcome_line(row: OutcomeRow) -> str:
     facts["outcomes"] = {tier: _outcome_facts(outcome) for tier, outcome in row.outcomes.items()}
     # a lone surrogate cannot be written
     return json.dumps(facts, ensure_ascii=False).encode("utf-8", "replace").decode()
+
+
+def check_row(row: OutcomeRow) -> None:
+    """Hold a row that was made in memory to what a line of a file is held to.
+
+    Raises:
+        DataError: names the row and the field.
+    """
+    facts: dict[str, Any] = {"query_id": row.query.id, "task": row.query.task, "propensity": row.propensity}
+    facts["outcomes"] = {
+        tier: {"quality": outcome.quality, **{name: getattr(outcome.completion, name) for name in _NUMBERS}}
+        for tier, outcome in row.outcomes.items()
+    }
+    try:
+        _Row.model_validate(facts)
+    except ValidationError as error:
+        got = _short(error.errors(include_url=False)[0]["input"])
+        raise DataError(f"{row.source or row.query.id}: {first_problem(error)}, got {got}") from None
+
+
+_NUMBERS = ("confidence", "mean_logprob", "input_tokens", "output_tokens", "cost_usd", "latency_ms")
 
 
 def _outcome_facts(outcome: Outcome) -> dict[str, Any]:

@@ -18,18 +18,9 @@ from ..portfolio import Portfolio, Tier
 from ..support import supported
 from ..types import Completion, Policy
 from .outcomes import Outcome, OutcomeRow
+from .units import propensity, unit_interval
 
-__all__ = [
-    "Split",
-    "TaskTable",
-    "check",
-    "cost_of",
-    "data_hash",
-    "quality_floors",
-    "split",
-    "task_tables",
-    "unit_interval",
-]
+__all__ = ["TaskTable", "check", "cost_of", "data_hash", "quality_floors", "task_tables"]
 
 WIDESPREAD = 0.9
 """A kind of evidence is used if it comes with at least this share of the answers of the commonest kind."""
@@ -188,45 +179,6 @@ def _as_seen_by(policy: Policy, table: TaskTable, rows: Sequence[OutcomeRow]) ->
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Split:
-    """Shares of the units that order candidates, and that report cost; the rest certifies."""
-
-    ordering: float = 0.4
-    reporting: float = 0.1
-
-    def __post_init__(self) -> None:
-        if not (0 < self.ordering < 1 and 0 <= self.reporting < 1 and self.ordering + self.reporting < 1):
-            raise DataError(
-                f"split: ordering and reporting must be shares that leave rows to certify with, got {self.ordering!r} "
-                f"and {self.reporting!r}"
-            )
-
-    @property
-    def certification(self) -> float:
-        """Share of the units that certify."""
-        return 1 - self.ordering - self.reporting
-
-
-def split(rows: Sequence[OutcomeRow], shares: Split, seed: int) -> dict[str, list[OutcomeRow]]:
-    """Ordering, certification and reporting part, by a hash of the unit."""
-    draws = unit_interval([row.unit for row in rows], seed, "split")
-    parts: dict[str, list[OutcomeRow]] = {"ordering": [], "certification": [], "reporting": []}
-    for row, draw in zip(rows, draws, strict=True):
-        beyond = "certification" if draw < 1 - shares.reporting else "reporting"
-        parts["ordering" if draw < shares.ordering else beyond].append(row)
-    return parts
-
-
-def unit_interval(names: Sequence[str] | NDArray[np.str_], seed: int, purpose: str) -> NDArray[np.float64]:
-    """(n,) values in [0, 1), the same for the same name, seed and purpose on every machine.
-
-    What serves two purposes must not be drawn from the same values: the folds of a split would be cut by the split.
-    """
-    digests = [sha256(f"{purpose}:{seed}:{name}".encode()).digest()[:8] for name in names]
-    return np.array([int.from_bytes(digest, "big") for digest in digests], dtype=np.float64) / 2.0**64
-
-
 def data_hash(rows: Sequence[OutcomeRow]) -> str:
     """SHA-256 of what a certificate depends on: ids, tasks, qualities, answers and evidence, in order of id."""
     digest = sha256()
@@ -283,10 +235,12 @@ def _table(rows: list[OutcomeRow], portfolio: Portfolio, compare: Comparator, li
         tiers=names,
         tau=_tau(task, quality, portfolio) if like is None else like.tau,
         units=np.array([row.unit for row in rows]),
-        weights=np.array([1 / (row.propensity or 1.0) for row in rows]),
+        weights=np.array([1 / propensity(row) for row in rows]),
         quality=quality,
         cost=np.where(np.isnan(cost), mean_cost, cost),
-        answered=np.array([[answers[name][i] is not None for name in below] for i in range(len(rows))]).reshape(shape),
+        answered=np.array(
+            [[answers[name][i] is not None for name in below] for i in range(len(rows))], dtype=np.bool_
+        ).reshape(shape),
         tried=np.array([[name in row.outcomes for name in below] for row in rows], dtype=np.bool_).reshape(shape),
         evidence={(name, kind): _evidence(answers[name], kind) for name, kind in found},
         agreement={pair: values for pair, values in agreement.items() if like is not None or np.isfinite(values).any()},

@@ -93,10 +93,13 @@ def _complete(tier: Tier, call: Call, completion: Completion, start: float) -> C
     return replace(completion, latency_ms=latency, cost_usd=total, extra_usd=0.0, prompt=prompt)
 
 
-def prompt_fingerprint(query: Query) -> str | None:
-    """Of the system messages of a conversation, the part of a prompt that is the same for all; None without any."""
+NO_PROMPT = "none"
+
+
+def prompt_fingerprint(query: Query) -> str:
+    """Of the system messages of a conversation, the part of a prompt that is the same for all; "none" without any."""
     system = [str(message.get("content")) for message in query.messages or () if message.get("role") == "system"]
-    return sha256("\0".join(system).encode("utf-8", "replace")).hexdigest()[:16] if system else None
+    return sha256("\0".join(system).encode("utf-8", "replace")).hexdigest()[:16] if system else NO_PROMPT
 
 
 _LARGE = 1e15

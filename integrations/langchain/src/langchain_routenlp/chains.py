@@ -17,7 +17,6 @@ from langchain_core.runnables.base import RunnableBindingBase
 from pydantic import BaseModel
 
 from routenlp_plugins import Call, Completion, Portfolio, PortfolioError, Query, Release, Tier, TierError
-from routenlp_plugins.comparing import Comparator
 
 from .chat_model import RouterChatModel
 from .messages import completion_of
@@ -41,7 +40,7 @@ class RouterRunnable(RunnableBindingBase[Any, Any]):
         *,
         model: BaseChatModel | str | None = None,
         task: str | None = None,
-        comparators: Mapping[str, Comparator] | None = None,
+        comparators: Mapping[str, Any] | None = None,
     ) -> RouterRunnable:
         """Replace the chat model of a chain.
 

@@ -9,8 +9,7 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 from langchain_core.runnables import Runnable, RunnableBinding
 
-from routenlp_plugins import Call, Completion, PortfolioError
-from routenlp_plugins.tiers.scored import WrappingTier
+from routenlp_plugins import Call, Completion, PortfolioError, WrappingTier
 
 from .messages import completion_of
 
