@@ -166,7 +166,7 @@ def test_a_query_without_id_gets_one(release, tmp_path):
 def test_two_auditors_cannot_write_one_log(release, tmp_path):
     with (
         auditor(release, tmp_path / "log.jsonl"),
-        pytest.raises(DataError, match=r"log\.jsonl: another collection is writing to it"),
+        pytest.raises(DataError, match=r"log\.jsonl: another collection or auditor is writing to it"),
     ):
         auditor(release, tmp_path / "log.jsonl")
     auditor(release, tmp_path / "log.jsonl").close()

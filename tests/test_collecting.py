@@ -195,7 +195,7 @@ def test_two_collections_of_one_file_do_not_mix(tmp_path):
     out = tmp_path / "o.jsonl"
 
     def small(call: Call) -> Completion:
-        with pytest.raises(DataError, match=r"o\.jsonl: another collection is writing to it"):
+        with pytest.raises(DataError, match=r"o\.jsonl: another collection or auditor is writing to it"):
             collect(queries(1), tiers(), out, portfolio=PORTFOLIO)
         return Completion("yes")
 

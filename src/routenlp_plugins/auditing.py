@@ -52,8 +52,12 @@ class AuditOptions:
     workers: int = 1
 
     def __post_init__(self) -> None:
-        if not 0 < self.share <= 1:
+        if isinstance(self.share, bool) or not isinstance(self.share, int | float) or not 0 < self.share <= 1:
             raise DataError(f"share must be in (0, 1], got {self.share!r}")
+        if isinstance(self.workers, bool) or not isinstance(self.workers, int) or self.workers < 1:
+            raise DataError(f"workers must be 1, 2, ..., got {self.workers!r}")
+        if self.delta is not None and not (isinstance(self.delta, int | float) and 0 < self.delta < 1):
+            raise DataError(f"delta must be strictly between 0 and 1, got {self.delta!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,8 +229,10 @@ class Auditor:
     def flush(self) -> None:
         """Wait for the audits under way.
 
+        A row whose quality function failed, or returned what is no quality, is logged with unknown quality.
+
         Raises:
-            DataError: the quality function returned what is no quality, for the first audit that ended so.
+            DataError, or what the quality function raised: for the first audit that ended so.
         """
         for future in list(self._running):
             future.result()
@@ -263,6 +269,15 @@ class Auditor:
             return
         made = {attempt.tier: attempt for attempt in attempts}
         outcomes = {name: self._outcome(name, query, made.get(name)) for name in self._tiers(query)}
+        try:
+            for name, outcome in outcomes.items():
+                if outcome.error is None:
+                    outcomes[name] = replace(outcome, quality=self._quality_of(query, name, outcome.completion))
+        finally:
+            # also where the user's function failed: else what it fails on would never be seen
+            self._keep(query, outcomes)
+
+    def _keep(self, query: Query, outcomes: Mapping[str, Outcome]) -> None:
         row = OutcomeRow(
             replace(query, payload=None),
             outcomes,
@@ -273,7 +288,7 @@ class Auditor:
         with self._writing:
             with self.log.open("a", encoding="utf-8") as file:
                 file.write(outcome_line(row) + "\n")
-            self._seen[query.id] = row
+            self._seen[str(query.id)] = row
             before, self.watch = self.watch.expired, self.watch.after(row, self.certified.comparators)
             if self.watch.expired != before:
                 self._serving = self._dispatcher()
@@ -291,6 +306,7 @@ class Auditor:
         return (*(n for n in portfolio.below_frontier(query.task or "") if n in self._functions), portfolio.frontier)
 
     def _outcome(self, tier: str, query: Query, made: Attempt | None) -> Outcome:
+        """What the tier answered, now if it was not asked before; its quality is still unknown."""
         if made is not None and made.error is not None:
             return Outcome(None, Completion(""), made.error)
         completion = None if made is None else made.completion
@@ -302,12 +318,15 @@ class Auditor:
             except TierError as error:
                 return Outcome(None, Completion(""), str(error))
             self.spent_usd += completion.cost_usd or 0.0
+        return Outcome(None, completion)
+
+    def _quality_of(self, query: Query, tier: str, completion: Completion) -> float | None:
         quality = self.quality(query, completion)
         if quality is not None and not (isinstance(quality, int | float) and 0 <= quality <= 1):
             raise DataError(
                 f"query {query.id!r}: the quality function returned {quality!r} for {tier}; expected [0, 1]"
             )
-        return Outcome(None if quality is None else float(quality), completion)
+        return None if quality is None else float(quality)
 
 
 def _functions(dispatcher: Dispatcher) -> dict[str, SyncTierCallable]:

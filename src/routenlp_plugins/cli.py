@@ -72,6 +72,9 @@ def fit(
     delta: Annotated[float, typer.Option(help="The promise holds with probability 1 - delta.")] = 0.1,
     seed: Annotated[int, typer.Option(help="Of the split.")] = 0,
     pooled: Annotated[bool, typer.Option("--pooled", help="Promise it for all tasks as one stream.")] = False,
+    smallest_propensity: Annotated[
+        float | None, typer.Option(help="That the design gives to any query, where rows carry different propensities.")
+    ] = None,
     skip_bad_lines: SkipBadLines = False,
     as_json: AsJson = None,
 ) -> None:
@@ -95,7 +98,7 @@ def fit(
                 retention=retention,
                 delta=delta,
                 seed=seed,
-                options=FitOptions(pooled=pooled),
+                options=FitOptions(pooled=pooled, smallest_propensity=smallest_propensity),
             )
         except RiskNotControlledError as error:
             fitted = error.release

@@ -107,7 +107,10 @@ def _hopeless(risk: Risk, stream: Stream, paths: Sequence[Path], share: float) -
     tables = stream.tables.values()
     mute = sorted({t for table in tables for t in table.tiers[:-1] if not table.kinds(t)})
     labels: int | None = None
-    if all(len(table.tiers) < 2 for table in tables):
+    if not tables:
+        labels = needed
+        reason = f"there are no certification rows; {needed} are needed"
+    elif all(len(table.tiers) < 2 for table in tables):
         reason = "no tier below the frontier has outcomes for it"
     elif len(stream) < needed:
         labels = needed

@@ -30,7 +30,9 @@ def locked(target: Path) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout:
-        raise DataError(f"{target}: another collection is writing to it") from None
+        raise DataError(
+            f"{target}: another collection or auditor is writing to it; wait for it, or write to another file"
+        ) from None
     try:
         yield
     finally:

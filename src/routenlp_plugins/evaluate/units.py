@@ -23,6 +23,9 @@ class Split:
     reporting: float = 0.1
 
     def __post_init__(self) -> None:
+        for share in (self.ordering, self.reporting):
+            if isinstance(share, bool) or not isinstance(share, int | float):
+                raise DataError(f"split: shares must be numbers, got {share!r}")
         if not (0 < self.ordering < 1 and 0 <= self.reporting < 1 and self.ordering + self.reporting < 1):
             raise DataError(
                 f"split: ordering and reporting must be shares that leave rows to certify with, got {self.ordering!r} "
@@ -70,7 +73,8 @@ def check_design(rows: Sequence[OutcomeRow], smallest: float | None) -> None:
     if smallest is None and len(found) > 1:
         raise DataError(
             f"propensity: rows were selected with different probabilities ({found[0]:g} to {found[-1]:g}); declare "
-            "FitOptions(smallest_propensity=...), the smallest that your design gives to any query, selected or not"
+            "FitOptions(smallest_propensity=...), or --smallest-propensity, the smallest that your design gives to any "
+            "query, selected or not"
         )
     if smallest is not None and propensity(least) < smallest:
         raise DataError(f"{least.source}: propensity {found[0]:g} is below the smallest of the design, {smallest:g}")
