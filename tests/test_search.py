@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from routenlp_plugins import DataError, Policy, PortfolioError, Query, Task, TierError
 from routenlp_plugins.cascade.calibration import calibrate
 from routenlp_plugins.cascade.ladders import climb
-from routenlp_plugins.cascade.risks import Answered, Violation
+from routenlp_plugins.cascade.risks import Answered, Retention, SelectiveViolation, Violation
 from routenlp_plugins.cascade.search import task_paths
 from routenlp_plugins.evaluate.outcomes import Outcome, OutcomeRow
 from routenlp_plugins.evaluate.table import data_hash, task_tables
@@ -204,6 +204,14 @@ def test_few_rows_do_not_make_a_coarse_path():
     path, _ = candidates(rows(80), Violation(0.1))
     assert len(path) > 2 * len({round(candidate.excess, 6) for candidate in path})
     assert path[0].cost > 1.5 * path[-1].cost
+
+
+@pytest.mark.parametrize("risk", [Violation(0.1), SelectiveViolation(0.15), Retention(0.95)])
+def test_a_path_begins_with_what_is_proved_most_easily(risk):
+    """Accepting next to nothing is the safest by count, and proves nothing about the answers that are accepted."""
+    for seed in range(4):
+        _, path = task_paths(table(rows(200, seed=seed)), risk)
+        assert path[0].signal == pytest.approx(min(point.signal for point in path), abs=1e-6)
 
 
 def test_ladders_of_several_tiers_are_searched():

@@ -169,7 +169,7 @@ def _unbeaten(policies: Iterable[Policy]) -> list[Policy]:
 
 
 def _filled(path: Path, points: Sequence[Point]) -> Path:
-    """The path with the thresholds between its steps, and with stricter ones than its first.
+    """The path with the thresholds between its steps, and with stricter ones than its first that are no less certain.
 
     With few rows a front has as many steps as it counts violations. A test that stops between two of them should not
     lose the whole step, and one that fails at the first should not lose everything.
@@ -180,10 +180,13 @@ def _filled(path: Path, points: Sequence[Point]) -> Path:
         ladder, low = _thresholds(lenient)
         above, high = (ladder, np.full(len(low), inf)) if strict is None else _thresholds(strict)
         dearest = inf if strict is None else strict.cost
+        # of accepted answers alone, few are less certain than many
+        surest = lenient.signal + 1e-9 if strict is None else inf
         between = [
             point
             for point in points
             if lenient.cost < point.cost < dearest
+            and point.signal <= surest
             and (found := _thresholds(point))[0] == ladder == above
             and (low <= found[1]).all()
             and (found[1] <= high).all()
