@@ -180,14 +180,19 @@ def _as_seen_by(policy: Policy, table: TaskTable, rows: Sequence[OutcomeRow]) ->
 
 
 def data_hash(rows: Sequence[OutcomeRow]) -> str:
-    """SHA-256 of what a certificate depends on: ids, tasks, qualities, answers and evidence, in order of id."""
+    """SHA-256 of what a certificate depends on: queries, qualities, answers, evidence, costs, origin; in order of id."""
     digest = sha256()
     for row in sorted(rows, key=lambda row: row.query.id or ""):
-        digest.update(repr((row.query.id, row.query.task, row.group, row.propensity)).encode())
+        digest.update(
+            repr((row.query.id, row.query.task, row.query.text, row.group, row.propensity)).encode("utf-8", "replace")
+        )
         for tier, outcome in sorted(row.outcomes.items()):
             done = outcome.completion
             seen = (done.text, done.confidence, done.mean_logprob, done.token_logprobs, sorted(done.scores.items()))
-            digest.update(repr((tier, outcome.quality, outcome.error is None, seen)).encode())
+            spent = (done.cost_usd, done.input_tokens, done.output_tokens, done.latency_ms)
+            origin = (done.model, done.prompt)
+            facts = (tier, outcome.quality, outcome.error is None, seen, spent, origin)
+            digest.update(repr(facts).encode("utf-8", "replace"))
     return digest.hexdigest()
 
 
