@@ -180,7 +180,7 @@ def _as_seen_by(policy: Policy, table: TaskTable, rows: Sequence[OutcomeRow]) ->
 
 
 def data_hash(rows: Sequence[OutcomeRow]) -> str:
-    """SHA-256 of what a certificate depends on: queries, qualities, answers, evidence, costs, origin; in order of id."""
+    """SHA-256 of what a certificate depends on: queries, qualities, answers, evidence, costs, origin."""
     digest = sha256()
     for row in sorted(rows, key=lambda row: row.query.id or ""):
         digest.update(
