@@ -256,9 +256,11 @@ class Auditor:
         return query if query.id is not None else replace(query, id=uuid4().hex)
 
     def _audit_later(self, query: Query, attempts: Sequence[Attempt]) -> None:
-        task = plan(self.certified.release.policy, query)[0]
         # calls that need more than text are not what the certificate speaks of
-        if self.watch.proof_of(task) and not query.requires and self.drawn(query):
+        if query.requires or not self.drawn(query):
+            return
+        task = plan(self.certified.release.policy, query)[0]
+        if self.watch.proof_of(task):
             future = self._pool.submit(self._audit, replace(query, task=task), attempts)
             self._running.add(future)
             # a failed audit is kept, so that flush tells

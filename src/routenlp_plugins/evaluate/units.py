@@ -68,7 +68,6 @@ def check_design(rows: Sequence[OutcomeRow], smallest: float | None) -> None:
     """
     if smallest is not None and (isinstance(smallest, bool) or not 0 < smallest <= 1):
         raise DataError(f"smallest_propensity must be in (0, 1], got {smallest!r}")
-    least = min(rows, key=propensity)
     found = sorted({propensity(row) for row in rows})
     if smallest is None and len(found) > 1:
         raise DataError(
@@ -76,7 +75,8 @@ def check_design(rows: Sequence[OutcomeRow], smallest: float | None) -> None:
             "FitOptions(smallest_propensity=...), or --smallest-propensity, the smallest that your design gives to any "
             "query, selected or not"
         )
-    if smallest is not None and propensity(least) < smallest:
+    if smallest is not None and found[0] < smallest:
+        least = min(rows, key=propensity)
         raise DataError(f"{least.source}: propensity {found[0]:g} is below the smallest of the design, {smallest:g}")
     if any(row.group is not None for row in rows) and found != [1.0]:
         raise DataError(
