@@ -163,6 +163,16 @@ def test_a_query_without_id_gets_one(release, tmp_path):
     assert len(read_outcomes(tmp_path / "log.jsonl")) == 1
 
 
+def test_an_audit_needs_no_cost(release, tmp_path):
+    class Unpriced(World):
+        def _answer(self, call, chance, confidence):
+            return replace(super()._answer(call, chance, confidence), input_tokens=None, output_tokens=None)
+
+    with auditor(release, tmp_path / "log.jsonl", Unpriced()) as router:
+        ask(router, 0, 20)
+        assert router.watch.monitors["t",].n == 20
+
+
 def test_two_auditors_cannot_write_one_log(release, tmp_path):
     with (
         auditor(release, tmp_path / "log.jsonl"),

@@ -22,7 +22,7 @@ from routenlp_plugins import (
 from routenlp_plugins.cascade.ladders import climb
 from routenlp_plugins.evaluate.outcomes import Outcome, OutcomeRow
 from routenlp_plugins.evaluate.table import task_tables
-from routenlp_plugins.evaluate.units import Split, split
+from routenlp_plugins.evaluate.units import Split, one_row_per_unit, split
 from routenlp_plugins.testing import ScriptedTier
 from routenlp_plugins.types import Rung
 
@@ -166,7 +166,7 @@ def test_the_row_of_a_group_is_drawn():
         for g in range(400)
         for i in range(2)
     ]
-    drawn = task_tables(members, portfolio())["t"].one_per_unit(seed=0)
+    drawn = task_tables(one_row_per_unit(members, seed=0, pooled=False), portfolio())["t"]
     assert 0.4 < drawn.quality[:, 0].mean() < 0.6
 
 
@@ -187,9 +187,10 @@ def test_paths_and_rows_are_not_mixed(tmp_path):
         fit([tmp_path / "o.jsonl", *rows(2)], portfolio(), alpha=0.1)
 
 
-def test_an_alpha_too_small_for_any_data_is_refused_as_any_other():
+@pytest.mark.parametrize("alpha", [1e-17, 5e-324])
+def test_an_alpha_too_small_for_any_data_is_refused_as_any_other(alpha):
     with pytest.raises(RiskNotControlledError, match="certification rows; even a policy without a single bad answer"):
-        fit(rows(100), portfolio(), alpha=1e-17)
+        fit(rows(100), portfolio(), alpha=alpha)
 
 
 def test_replay_counts_what_a_failed_call_cost():
@@ -316,6 +317,8 @@ def test_models_and_prompts_of_the_outcomes_are_certified():
     policy = fit(members, portfolio(), alpha=0.1).policy
     assert policy.prompts == {"t": ("p",)}
     assert set(policy.models.values()) == {("m0", "m1")}
+    assert FRONTIER not in policy.models
+    assert fit(members, portfolio(), retention=0.9).policy.models[FRONTIER] == ("m0", "m1")
     assert fit([*members[:-1], told(members[-1], model=None, prompt=None)], portfolio(), alpha=0.1).policy.models == {}
     many = [told(member, prompt=str(i)) for i, member in enumerate(members)]
     assert fit(many, portfolio(), alpha=0.1).policy.prompts == {}

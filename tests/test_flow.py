@@ -150,6 +150,17 @@ def test_an_answer_of_another_model_than_the_certified_one_is_never_returned():
     assert answer.trace.reason == "frontier: the certificate is void: small answered as None, certified was m-1"
 
 
+def test_another_frontier_than_the_certified_one_is_told():
+    used = Policy(FRONTIER, {"t": (Rung(SMALL, 1.0),), "u": ()}, models={FRONTIER: ("m-1",)})
+
+    def reason(task: str, model: str) -> str:
+        return drive(route(used, Query("x", task), None), lambda call: Completion("x", model=model)).trace.reason
+
+    assert reason("t", "m-2") == "frontier: the certificate is void: frontier answered as 'm-2', certified was m-1"
+    assert reason("t", "m-1").startswith("frontier: no cheaper answer was accepted")
+    assert reason("u", "m-2") == "frontier: task 'u' stays on the frontier"
+
+
 def test_an_answer_to_another_prompt_than_the_certified_one_is_never_returned():
     used = Policy(FRONTIER, {"t": (Rung(SMALL),)}, prompts={"t": ("abc",)})
     for prompt, tier in (("abc", SMALL), (None, SMALL), ("def", FRONTIER)):

@@ -8,12 +8,13 @@ from hypothesis import strategies as st
 
 from routenlp_plugins import DataError, Policy, PortfolioError, Query, Task, TierError
 from routenlp_plugins.cascade.calibration import calibrate
+from routenlp_plugins.cascade.certification import Stream
 from routenlp_plugins.cascade.ladders import climb
 from routenlp_plugins.cascade.risks import Answered, Retention, SelectiveViolation, Violation
 from routenlp_plugins.cascade.search import task_paths
 from routenlp_plugins.evaluate.outcomes import Outcome, OutcomeRow
 from routenlp_plugins.evaluate.table import data_hash, task_tables
-from routenlp_plugins.evaluate.units import Split, split
+from routenlp_plugins.evaluate.units import Split, one_row_per_unit, split
 from routenlp_plugins.fitting import replayed
 from routenlp_plugins.flow import drive, route
 from routenlp_plugins.release import Release
@@ -306,9 +307,17 @@ def test_groups_are_split_together_and_counted_once():
     first, second = table(parts["ordering"]), table(parts["certification"])
     assert not set(first.units) & set(second.units)
     assert 0.25 < len(first) / len(members) < 0.55
-    once = second.one_per_unit(seed=0)
+    once = table(one_row_per_unit(parts["certification"], seed=0, pooled=False))
     assert sorted(once.units) == sorted(set(second.units))
-    assert list(once.units) != sorted(once.units)
+    order = Stream({"t": once}).order
+    assert sorted(order) == list(range(len(once)))
+    assert list(once.units[order]) != sorted(once.units)
+
+
+def test_a_group_counts_once_a_task_or_once_in_all():
+    members = [row(f"{g}-{t}", t, group=str(g), frontier=(1.0, None)) for g in range(20) for t in ("s", "t")]
+    assert len(one_row_per_unit(members, seed=0, pooled=False)) == 40
+    assert len(one_row_per_unit(members, seed=0, pooled=True)) == 20
 
 
 def test_a_flow_over_an_empty_ladder_is_the_frontier():

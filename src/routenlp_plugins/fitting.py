@@ -19,7 +19,7 @@ from .cascade.search import Path as Candidates
 from .comparing import Comparator
 from .errors import DataError, RiskNotControlledError, TierError
 from .evaluate.outcomes import Outcome, OutcomeRow, Paths, check_row, read_outcomes
-from .evaluate.table import TaskTable, check, cost_of, data_hash, quality_floors, task_tables
+from .evaluate.table import TaskTable, check, cost_of, data_hash, known_cost, quality_floors, task_tables
 from .evaluate.units import Split, check_design, one_row_per_unit, split
 from .flow import drive, route
 from .portfolio import Portfolio
@@ -109,9 +109,9 @@ def fit(
     tables = _charged(task_tables(parts["ordering"], portfolio, comparators=options.comparators, policy=seen), options)
     held_out = {}
     for name in ("certification", "reporting"):
-        members = one_row_per_unit(parts[name], seed) if options.pooled else parts[name]
+        members = one_row_per_unit(parts[name], seed, pooled=options.pooled)
         found = task_tables(members, portfolio, tables, options.comparators, seen)
-        held_out[name] = _units(tables, _charged(found, options), seed)
+        held_out[name] = _with_all_tasks(tables, _charged(found, options))
     streams = _streams(risk, tables, held_out["certification"], options, seed)
     chosen, proofs = certify(risk, streams, delta)
     proofs = tuple(_with_cost(proof, chosen, held_out["reporting"]) for proof in proofs)
@@ -120,7 +120,7 @@ def fit(
         portfolio.frontier,
         {task: chosen[task].rungs if task in chosen else () for task in names},
         comparators={task: portfolio.task(task).agreement for task in names},
-        models=_models(rows, chosen),
+        models=_models(rows, [*_called(chosen), *([portfolio.frontier] if retention is not None else [])]),
         prompts=_prompts(rows, chosen) if options.prompts else {},
         support={task: support for task, support in seen.support.items() if task in chosen},
     )
@@ -176,10 +176,10 @@ def _charged(tables: Mapping[str, TaskTable], options: FitOptions) -> dict[str, 
     return {task: replace(table, tried=table.tried & table.answered) for task, table in tables.items()}
 
 
-def _units(tables: Mapping[str, TaskTable], found: Mapping[str, TaskTable], seed: int) -> dict[str, TaskTable]:
-    """One row a unit for every task; no row for a task that the part has none of."""
+def _with_all_tasks(tables: Mapping[str, TaskTable], found: Mapping[str, TaskTable]) -> dict[str, TaskTable]:
+    """The tables of a part, without any row for a task that it has none of."""
     empty = {task: table.take(np.array([], dtype=np.intp)) for task, table in tables.items()}
-    return {task: table.one_per_unit(seed) for task, table in sorted((empty | dict(found)).items())}
+    return dict(sorted((empty | dict(found)).items()))
 
 
 def _streams(
@@ -209,15 +209,19 @@ def _with_cost(proof: Proof, chosen: Mapping[str, Candidate], reporting: Mapping
     return replace(proof, cost_ratio=rows.cost_ratio, cost_interval=rows.cost_interval)
 
 
-def _models(rows: Sequence[OutcomeRow], chosen: Mapping[str, Candidate]) -> dict[str, tuple[str, ...]]:
-    """The models that each tier of the policy answered as; none for a tier that did not say so every time."""
+def _called(chosen: Mapping[str, Candidate]) -> list[str]:
+    """The tiers below the frontier that a policy calls."""
+    return sorted({rung.tier for candidate in chosen.values() for rung in candidate.rungs})
+
+
+def _models(rows: Sequence[OutcomeRow], tiers: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """The models that each of these tiers answered as; none for a tier that did not say so every time."""
     found: dict[str, set[str | None]] = defaultdict(set)
     for row in rows:
         for tier, outcome in row.outcomes.items():
             if outcome.error is None:
                 found[tier].add(outcome.completion.model)
-    called = {rung.tier for candidate in chosen.values() for rung in candidate.rungs}
-    told = {tier: found[tier] for tier in sorted(called) if found[tier] and None not in found[tier]}
+    told = {tier: found[tier] for tier in tiers if found[tier] and None not in found[tier]}
     return {tier: tuple(sorted(cast("set[str]", names))) for tier, names in told.items()}
 
 
@@ -381,6 +385,6 @@ def replayed(row: OutcomeRow, release: Release, comparators: Mapping[str, Compar
             raise DataError(f"{row.source or row.query.id}: no outcome of tier {call.tier!r}, which the release calls")
         if outcome.error is not None:
             raise TierError(outcome.error, call.tier)
-        return replace(outcome.completion, cost_usd=cost_of(outcome, release.portfolio.tier(call.tier), row.source))
+        return replace(outcome.completion, cost_usd=known_cost(outcome, release.portfolio.tier(call.tier)))
 
     return drive(route(release.policy, row.query, comparators), recorded)

@@ -79,6 +79,8 @@ def route(policy: Policy, query: Query, comparators: Mapping[str, Comparator] | 
         climb.calls.append((policy.frontier, None, str(error)))
         raise TierError(climb.failure(), policy.frontier, climb.attempts()) from error
     climb.calls.append((policy.frontier, completion, None))
+    if rungs:
+        reason = _other_model(policy, policy.frontier, completion) or reason
     return climb.answer(query, task, policy.frontier, f"frontier: {reason}")
 
 
@@ -152,9 +154,16 @@ def drive(flow: Flow, call: Callable[[Call], Completion]) -> Answer:
 
 def _objection(policy: Policy, task: str | None, tier: str, completion: Completion) -> str | None:
     """Why an answer is outside of what was certified."""
-    models, prompts = policy.models.get(tier, ()), policy.prompts.get(task or "", ())
-    if models and completion.model not in models:
-        return f"the certificate is void: {tier} answered as {completion.model!r}, certified was {', '.join(models)}"
+    prompts = policy.prompts.get(task or "", ())
+    if (other := _other_model(policy, tier, completion)) is not None:
+        return other
     if prompts and completion.prompt is not None and completion.prompt not in prompts:
         return f"the certificate is void: the prompt of task {task!r} is not the one it was certified with"
+    return None
+
+
+def _other_model(policy: Policy, tier: str, completion: Completion) -> str | None:
+    models = policy.models.get(tier, ())
+    if models and completion.model not in models:
+        return f"the certificate is void: {tier} answered as {completion.model!r}, certified was {', '.join(models)}"
     return None

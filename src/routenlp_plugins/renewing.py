@@ -113,9 +113,8 @@ def _stream(
     release: Release, rows: Sequence[OutcomeRow], seed: int, comparators: Mapping[str, Comparator] | None
 ) -> Stream:
     # a pooled proof speaks of several tasks, and a group counts once in it
-    rows = one_row_per_unit(rows, seed)
-    tables = task_tables(rows, release.portfolio, comparators=comparators, policy=release.policy)
-    return Stream({task: table.one_per_unit(seed) for task, table in tables.items()})
+    rows = one_row_per_unit(rows, seed, pooled=True)
+    return Stream(task_tables(rows, release.portfolio, comparators=comparators, policy=release.policy))
 
 
 def _proposed(

@@ -94,6 +94,8 @@ def empirical_bernstein_p_value(losses: ArrayLike, alpha: float) -> NDArray[np.f
     return np.asarray(np.minimum(2 * np.exp(-(root**2)), 1.0))
 
 
+MOST_ROWS = 1e15
+"""Beyond it, counts of rows are no numbers any more."""
 LARGEST_STAKE = 0.75
 PRIOR_ROWS = 50
 
@@ -223,7 +225,7 @@ def smallest_sample(alpha: float, delta: float) -> int:
     >>> smallest_sample(alpha=0.05, delta=0.1)
     45
     """
-    return ceil(log(delta) / log1p(-alpha))
+    return ceil(min(log(delta) / log1p(-alpha), MOST_ROWS))
 
 
 def labels_needed(risk: float, alpha: float, delta: float, power: float = 0.8) -> int | None:

@@ -18,9 +18,9 @@ from ..portfolio import Portfolio, Tier
 from ..support import supported
 from ..types import Completion, Policy
 from .outcomes import Outcome, OutcomeRow
-from .units import propensity, unit_interval
+from .units import propensity
 
-__all__ = ["TaskTable", "check", "cost_of", "data_hash", "quality_floors", "task_tables"]
+__all__ = ["TaskTable", "check", "cost_of", "data_hash", "known_cost", "quality_floors", "task_tables"]
 
 WIDESPREAD = 0.9
 """A kind of evidence is used if it comes with at least this share of the answers of the commonest kind."""
@@ -93,17 +93,6 @@ class TaskTable:
             agreement={key: values[rows] for key, values in self.agreement.items()},
             supported=self.supported[rows],
         )
-
-    def one_per_unit(self, seed: int) -> TaskTable:
-        """One row of each unit, drawn by hash: rows of a group are not independent, groups are.
-
-        Rows come in order of a hash of their unit, so that a test that looks at them one by one sees a random order.
-        """
-        draw = unit_interval([f"{unit}#{i}" for i, unit in enumerate(self.units)], seed, "row of unit")
-        order = np.lexsort((draw, self.units))
-        _, first = np.unique(self.units[order], return_index=True)
-        drawn = order[first]
-        return self.take(drawn[np.argsort(unit_interval(self.units[drawn], seed, "order"), kind="stable")])
 
 
 def task_tables(
@@ -196,16 +185,19 @@ def data_hash(rows: Sequence[OutcomeRow]) -> str:
     return digest.hexdigest()
 
 
+def known_cost(outcome: Outcome, tier: Tier) -> float | None:
+    """USD of one recorded call: as recorded, else priced by the portfolio."""
+    done = outcome.completion
+    return tier.cost(done.input_tokens, done.output_tokens, done.latency_ms) if done.cost_usd is None else done.cost_usd
+
+
 def cost_of(outcome: Outcome, tier: Tier, source: str) -> float:
-    """USD of one recorded call: as recorded, else priced by the portfolio; a failed call without record is free.
+    """USD of one recorded call; a failed one of unknown cost is free.
 
     Raises:
-        PortfolioError: neither knows it.
+        PortfolioError: neither the outcome nor the portfolio knows it.
     """
-    done = outcome.completion
-    if done.cost_usd is not None:
-        return done.cost_usd
-    cost = tier.cost(done.input_tokens, done.output_tokens, done.latency_ms)
+    cost = known_cost(outcome, tier)
     if cost is None and outcome.error is not None:
         return 0.0
     if cost is None:

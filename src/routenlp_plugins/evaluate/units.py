@@ -90,10 +90,14 @@ def propensity(row: OutcomeRow) -> float:
     return 1.0 if row.propensity is None else row.propensity
 
 
-def one_row_per_unit(rows: Sequence[OutcomeRow], seed: int) -> list[OutcomeRow]:
-    """One row of each unit over all tasks, drawn by hash: a group counts once in a stream of several tasks."""
+def one_row_per_unit(rows: Sequence[OutcomeRow], seed: int, *, pooled: bool) -> list[OutcomeRow]:
+    """One row of each unit, drawn by hash: rows of a group are not independent, groups are.
+
+    Args:
+        pooled: one over all tasks, for a stream of them, instead of one for each task.
+    """
     draws = unit_interval([f"{row.unit}#{row.query.id}" for row in rows], seed, "row of unit")
-    first: dict[str, int] = {}
+    first: dict[tuple[str | None, str], int] = {}
     for place in np.argsort(draws, kind="stable"):
-        first.setdefault(rows[place].unit, int(place))
+        first.setdefault((None if pooled else rows[place].query.task, rows[place].unit), int(place))
     return [rows[place] for place in sorted(first.values())]
