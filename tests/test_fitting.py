@@ -23,6 +23,7 @@ from routenlp_plugins.cascade.ladders import climb
 from routenlp_plugins.evaluate.outcomes import Outcome, OutcomeRow
 from routenlp_plugins.evaluate.table import task_tables
 from routenlp_plugins.evaluate.units import Split, one_row_per_unit, split
+from routenlp_plugins.fitting import replayed
 from routenlp_plugins.testing import ScriptedTier
 from routenlp_plugins.types import Rung
 
@@ -322,6 +323,18 @@ def test_models_and_prompts_of_the_outcomes_are_certified():
     assert fit([*members[:-1], told(members[-1], model=None, prompt=None)], portfolio(), alpha=0.1).policy.models == {}
     many = [told(member, prompt=str(i)) for i, member in enumerate(members)]
     assert fit(many, portfolio(), alpha=0.1).policy.prompts == {}
+
+
+def test_answers_that_tie_are_accepted_together():
+    rng = np.random.default_rng(0)
+    members = []
+    for i in range(1000):
+        sure = rng.random() < 0.6
+        good = float(rng.random() < (0.99 if sure else 0.5))
+        members.append(row(f"q{i}", small=(good, 0.9 if sure else 0.2), frontier=(1.0, None)))
+    release = fit(members, portfolio(), alpha=0.05)
+    sure = {m.query.id for m in members if m.outcomes[SMALL].completion.confidence == 0.9}
+    assert {m.query.id for m in members if replayed(m, release).tier == SMALL} == sure
 
 
 def test_few_labels_are_told_from_hopeless_ones():
