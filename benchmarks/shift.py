@@ -27,10 +27,10 @@ import numpy as np
 from local_tiers import SCRATCH
 
 from routenlp_plugins import DataError, Portfolio, Release, RiskNotControlledError, Watch, fit, renew
-from routenlp_plugins.auditing import excess_of
 from routenlp_plugins.cascade.risks import Violation
 from routenlp_plugins.evaluate.outcomes import Outcome, OutcomeRow, read_outcomes
 from routenlp_plugins.fitting import replayed
+from routenlp_plugins.watching import excess_of
 
 HERE = Path(__file__).parent
 ALPHA, DELTA = 0.05, 0.1
@@ -87,7 +87,7 @@ def stream(loss: float, seed: int) -> dict[str, Any]:
     ways = {way: Way(release) for way in WAYS}
     audits: list[OutcomeRow] = []
     watch = Watch.over(release)
-    attempt, since, tried_with = 0, 0, 0
+    fits, since, tried_with = 0, 0, 0
     for day in range(1, DAYS + 1):
         source = population if day < CHANGE else worse
         today = [source[i] for i in rng.choice(rest, PER_DAY)]
@@ -115,12 +115,14 @@ def stream(loss: float, seed: int) -> dict[str, Any]:
             ways["weekly"].release = refitted(audits, portfolio) or ways["weekly"].release
         mine = ways["watched"]
         fresh = audits[since:]
-        if mine.alarm is not None and (mine.back is None or len(fresh) >= MORE * tried_with):
-            tried_with = len(fresh)
-            for again in (renewed(release, audits, attempt + 1), refitted(fresh, portfolio, attempt + 2)):
+        if mine.alarm is not None:
+            tries = [renewed(release, audits)]
+            if len(fresh) >= MORE * tried_with:
+                tried_with, fits = len(fresh), fits + 1
+                tries.append(refitted(fresh, portfolio, DELTA / 2 / (fits * (fits + 1))))
+            for again in tries:
                 if again is not None and (mine.back is None or cost(again, fresh) < cost(mine.release, fresh)):
                     mine.release, mine.back = again, mine.back or day
-            attempt += 2
     return {"loss": loss, "seed": seed, **{way: facts(ways[way]) for way in WAYS}}
 
 
@@ -147,16 +149,21 @@ def cost(release: Release, audits: Sequence[OutcomeRow]) -> float:
     return float(np.mean([asked(row, release)[1] for row in audits]))
 
 
-def renewed(release: Release, audits: Sequence[OutcomeRow], attempt: int) -> Release | None:
+def renewed(release: Release, audits: Sequence[OutcomeRow]) -> Release | None:
+    """By the half of delta that renewals spend here."""
+    if release.certificate is None:
+        raise AssertionError("fit always certifies")
+    halved = tuple(replace(proof, delta=(proof.delta or DELTA) / 2) for proof in release.certificate.proofs)
+    certificate = replace(release.certificate, proofs=halved)
     try:
-        return renew(release, list(audits), attempt=attempt)
+        return renew(replace(release, certificate=certificate), list(audits), delta=DELTA)
     except (RiskNotControlledError, DataError):
         return None
 
 
-def refitted(audits: Sequence[OutcomeRow], portfolio: Portfolio, attempt: int = 1) -> Release | None:
+def refitted(audits: Sequence[OutcomeRow], portfolio: Portfolio, delta: float = DELTA) -> Release | None:
     try:
-        return fit(list(audits), portfolio, alpha=ALPHA, delta=DELTA / (attempt * (attempt + 1)))
+        return fit(list(audits), portfolio, alpha=ALPHA, delta=delta)
     except (RiskNotControlledError, DataError):
         return None
 

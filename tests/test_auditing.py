@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from dataclasses import replace
+from multiprocessing import get_context
+from resource import RLIMIT_FSIZE, getrlimit, setrlimit
+from signal import SIG_IGN, SIGXFSZ, signal
+from time import sleep
 
 import numpy as np
 import pytest
@@ -180,6 +185,111 @@ def test_two_auditors_cannot_write_one_log(release, tmp_path):
     ):
         auditor(release, tmp_path / "log.jsonl")
     auditor(release, tmp_path / "log.jsonl").close()
+
+
+def test_a_log_has_one_release_and_one_share(release, tmp_path):
+    log = tmp_path / "log.jsonl"
+    with auditor(release, log) as router:
+        ask(router, 0, 5)
+    other = fit(rows(2000, seed=1), portfolio(), alpha=0.1)
+    with pytest.raises(DataError, match=r"log.jsonl:1: was audited under another release; log to a new file"):
+        auditor(other, log)
+    with pytest.raises(DataError, match=r"was drawn with a share of 1.0, not 0.5; go on with that one, or log"):
+        auditor(release, log, options=AuditOptions(share=0.5))
+    assert auditor(release, log).watch.monitors["t",].n == 5
+
+
+def test_a_link_to_a_log_is_that_log(release, tmp_path):
+    link = tmp_path / "link.jsonl"
+    link.symlink_to(tmp_path / "log.jsonl")
+    with (
+        auditor(release, tmp_path / "log.jsonl"),
+        pytest.raises(DataError, match="another collection or auditor is writing to it"),
+    ):
+        auditor(release, link)
+
+
+def test_a_query_that_is_asked_twice_at_once_is_audited_once(release, tmp_path):
+    class Slow(World):
+        def frontier(self, call) -> Completion:
+            sleep(0.2)
+            return super().frontier(call)
+
+    log = tmp_path / "log.jsonl"
+    with auditor(release, log, Slow(), AuditOptions(share=1, workers=2)) as router:
+        for _ in range(2):
+            router.run(Query(QUESTION, "t", "1"))
+    assert len(read_outcomes(log)) == router.watch.monitors["t",].n == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_an_auditor_does_not_work_in_a_forked_process(release, tmp_path):
+    def ask_in_child(router, told) -> None:
+        try:
+            router.run(Query(QUESTION, "t", "2"))
+        except DataError as error:
+            told.put(str(error))
+
+    with auditor(release, tmp_path / "log.jsonl") as router:
+        ask(router, 0, 2)
+        forking = get_context("fork")
+        told = forking.SimpleQueue()
+        child = forking.Process(target=ask_in_child, args=(router, told))
+        child.start()
+        child.join(30)
+        assert child.exitcode == 0
+        assert "opened in another process; open one in each process" in told.get()
+
+
+def test_an_answer_that_was_made_while_the_auditor_closed_is_returned(release, tmp_path):
+    class Closing(World):
+        def _answer(self, call, chance, confidence) -> Completion:
+            router.close()
+            return super()._answer(call, chance, confidence)
+
+    router = auditor(release, tmp_path / "log.jsonl", Closing())
+    assert router.run(Query(QUESTION, "t", "1")).text
+
+
+def test_a_row_that_does_not_fit_on_the_disk_leaves_nothing_behind(release, tmp_path):
+    log = tmp_path / "log.jsonl"
+    with auditor(release, log) as router:
+        ask(router, 0, 3)
+        before = log.read_bytes()
+        limits = getrlimit(RLIMIT_FSIZE)
+        handler = signal(SIGXFSZ, SIG_IGN)
+        setrlimit(RLIMIT_FSIZE, (len(before) + 50, limits[1]))
+        try:
+            with pytest.raises(OSError, match="File too large"):
+                ask(router, 3, 4)
+        finally:
+            setrlimit(RLIMIT_FSIZE, limits)
+            signal(SIGXFSZ, handler)
+        assert log.read_bytes() == before
+        ask(router, 4, 5)
+    assert len(read_outcomes(log)) == 4
+
+
+def test_an_alarm_says_how_many_qualities_are_unknown(release, tmp_path):
+    with auditor(release, tmp_path / "log.jsonl", quality=lambda query, completion: None) as router:
+        ask(router, 0, 60)
+        (reason,) = set(router.expired.values())
+    assert "which counts as bad" in reason
+    with pytest.raises(DataError, match=r"quality must be a function \(query, completion\) -> quality, got 'accuracy'"):
+        auditor(release, tmp_path / "log-2.jsonl", quality="accuracy")
+
+
+def test_a_failed_audit_is_told_once_and_logged(release, tmp_path, caplog):
+    def judge(query, completion):
+        raise ValueError("no judge today")
+
+    with auditor(release, tmp_path / "log.jsonl", quality=judge) as router:
+        for i in range(5):
+            router.run(Query(QUESTION, "t", str(i)))
+        with pytest.raises(ValueError, match="no judge today"):
+            router.flush()
+        router.flush()
+    assert sum("no judge today" in record.message for record in caplog.records) == 5
 
 
 def test_a_log_of_another_portfolio_is_left_alone(release, tmp_path):

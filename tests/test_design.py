@@ -22,7 +22,6 @@ from routenlp_plugins import (
     Tier,
     Watch,
     fit,
-    renew,
     replay,
 )
 from routenlp_plugins.evaluate.outcomes import Outcome, read_outcomes
@@ -239,12 +238,6 @@ def test_audits_draw_queries_and_not_groups():
     members = [replace(member, group=f"g{i}") for i, member in enumerate(rows(900))]
     with pytest.raises(DataError, match="audits draw queries"):
         Watch.over(fit(members, portfolio(), alpha=0.1))
-
-
-@pytest.mark.parametrize("attempt", [0, 1.5, "1", True])
-def test_attempts_are_counted(attempt):
-    with pytest.raises(DataError, match="attempt must be 1, 2"):
-        renew(fit(rows(600), portfolio(), alpha=0.1), rows(10), attempt=attempt)
 
 
 def test_a_portfolio_of_one_tier_has_nothing_to_route():

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from helpers import FRONTIER, portfolio, row, rows
 from scipy.stats import binomtest
 
-from routenlp_plugins import DataError, RiskNotControlledError, Watch, fit, renew, replay
+from routenlp_plugins import DataError, RiskNotControlledError, Watch, audits_after_alarm, fit, renew, replay
 from routenlp_plugins.cascade.adaptive import AdaptiveLevel, shifted
+from routenlp_plugins.cascade.risks import Violation
 from routenlp_plugins.types import Confidence, Rung, Term
 
 
@@ -41,7 +44,6 @@ def test_an_expired_certificate_is_renewed_with_stricter_thresholds(release):
     (proof,) = renewed.certificate.proofs
     assert (renewed.certificate.certified, proof.status) == (("t",), "certified")
     assert proof.n < 2500
-    assert proof.delta == pytest.approx(0.05)
     fresh = degraded(4000, 2)
     assert replay(fresh, release).violation_rate > 0.1 >= replay(fresh, renewed).violation_rate
     assert replay(fresh, renewed).cost_ratio < 1
@@ -56,12 +58,53 @@ def test_a_renewal_that_cannot_be_shown_keeps_the_task_on_the_frontier(release):
     assert replay(audits, caught.value.release).tier_share[FRONTIER] == 1
 
 
-def test_each_attempt_spends_less(release):
+def test_looking_often_spends_no_more_than_looking_once(release):
+    """What a renewal says depends on the audits only, and all looks together spend the delta of the task."""
     audits = [*rows(200, seed=5), *degraded(2500, 1)]
-    shares = [renew(release, audits, attempt=k).certificate.proofs[0].delta for k in (1, 2, 3)]
-    assert shares == pytest.approx([0.1 / 2, 0.1 / 6, 0.1 / 12])
-    with pytest.raises(DataError, match="attempt must be 1, 2"):
-        renew(release, audits, attempt=0)
+    proof = renew(release, audits).certificate.proofs[0]
+    assert renew(release, audits).certificate.proofs[0] == proof
+    looks = {0.1 / (k * (k + 1)): k for k in range(1, 20)}
+    k = next(k for share, k in looks.items() if proof.delta == pytest.approx(share))
+    (fresh,) = {len(audits_after_alarm(release, audits))}
+    first = Violation(0.1).fewest_rows(0.05)
+    assert proof.n == int(np.ceil(first * 1.5 ** (k - 1))) <= fresh
+    # audits that a look does not reach change nothing about it
+    assert renew(release, audits[: -(fresh - proof.n)]).certificate.proofs[0].n <= proof.n
+
+
+def test_a_first_look_waits_for_audits_enough(release):
+    audits = [*rows(200, seed=5), *degraded(2500, 1)]
+    alarm = len(audits) - len(audits_after_alarm(release, audits))
+    with pytest.raises(RiskNotControlledError, match="20 certification rows; even a policy without a single bad"):
+        renew(release, audits[: alarm + 20])
+
+
+def test_only_audits_after_the_alarm_are_fit_to_be_fitted_on(release):
+    audits = [*rows(1500, seed=5), *degraded(1500, 1)]
+    fresh = audits_after_alarm(release, audits)
+    assert fresh == audits[-len(fresh) :]
+    assert len(fresh) < 1500
+    population = degraded(4000, 2)
+    assert replay(population, fit(fresh, portfolio(), alpha=0.1)).violation_rate <= 0.1
+    with pytest.raises(DataError, match="no certificate has expired on these audits"):
+        audits_after_alarm(release, rows(300, seed=5))
+
+
+def test_an_alarm_that_was_raised_early_is_renewed_early(release):
+    audits = [*rows(200, seed=5), *degraded(2500, 1)]
+    early, late = (len(audits_after_alarm(release, audits, delta=delta)) for delta in (0.5, 0.001))
+    assert early > late
+
+
+def test_audits_of_another_release_are_refused(release):
+    audits = [replace(member, policy="another") for member in degraded(300, 1)]
+    with pytest.raises(DataError, match="was audited under another release; give each its own log"):
+        renew(release, audits)
+
+
+def test_a_folder_will_do(release, tmp_path):
+    audits = [*rows(200, seed=5), *degraded(2500, 1)]
+    assert renew(release.save(tmp_path / "r"), audits).certificate == renew(release, audits).certificate
 
 
 def test_a_certificate_that_holds_is_not_renewed(release):

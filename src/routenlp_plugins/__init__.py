@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .auditing import AuditOptions as AuditOptions
     from .auditing import Auditor as Auditor
-    from .auditing import Watch as Watch
     from .cascade.certificate import Certificate as Certificate
     from .collecting import collect as collect
     from .dispatch import Dispatcher as Dispatcher
@@ -35,6 +34,7 @@ if TYPE_CHECKING:
     from .portfolio import Task as Task
     from .portfolio import Tier as Tier
     from .release import Release as Release
+    from .renewing import audits_after_alarm as audits_after_alarm
     from .renewing import renew as renew
     from .tiers.llama_cpp import LlamaCppTier as LlamaCppTier
     from .tiers.openai_compatible import OpenAICompatibleTier as OpenAICompatibleTier
@@ -53,9 +53,10 @@ if TYPE_CHECKING:
     from .types import Policy as Policy
     from .types import Query as Query
     from .types import Trace as Trace
+    from .watching import Watch as Watch
 
 _MODULES = {
-    "auditing": ("AuditOptions", "Auditor", "Watch"),
+    "auditing": ("AuditOptions", "Auditor"),
     "cascade.certificate": ("Certificate",),
     "collecting": ("collect",),
     "evaluate.references": ("Reference",),
@@ -76,13 +77,14 @@ _MODULES = {
     "fitting": ("FitOptions", "Replay", "fit", "replay"),
     "portfolio": ("Portfolio", "Task", "Tier"),
     "release": ("Release",),
-    "renewing": ("renew",),
+    "renewing": ("audits_after_alarm", "renew"),
     "tiers.llama_cpp": ("LlamaCppTier",),
     "tiers.openai_compatible": ("OpenAICompatibleTier",),
     "tiers.openai_format": ("alternative_scores",),
     "tiers.scored": ("Judgement", "PTrueTier", "ScoredTier", "SelfConsistentTier", "WrappingTier", "parses"),
     "tiers.text_classifier": ("TextClassifierTier",),
     "types": ("Answer", "Attempt", "Call", "Completion", "Policy", "Query", "Trace"),
+    "watching": ("Watch",),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 

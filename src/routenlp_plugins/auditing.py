@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -12,23 +14,19 @@ from threading import Lock
 from types import TracebackType
 from uuid import uuid4
 
-import numpy as np
-
-from .cascade.monitor import Monitor
-from .cascade.risks import Answered, Risk, risk_of
-from .comparing import Comparator
 from .dispatch import Dispatcher
 from .errors import DataError, PortfolioError, TierError
-from .evaluate.outcomes import Outcome, OutcomeRow, outcome_line
-from .evaluate.resuming import locked, whole_rows
+from .evaluate.outcomes import Outcome, OutcomeRow
+from .evaluate.resuming import append_row, locked, whole_rows
 from .evaluate.units import unit_interval
-from .fitting import replayed
 from .flow import plan
-from .release import Release
 from .tiers.boundary import SyncTierCallable, call_tier, sync_form
 from .types import Answer, Attempt, Call, Completion, Query
+from .watching import Watch
 
-__all__ = ["AuditOptions", "Auditor", "Watch", "excess_of"]
+__all__ = ["AuditOptions", "Auditor"]
+
+logger = logging.getLogger(__name__)
 
 Quality = Callable[[Query, Completion], float | None]
 """(query, answer of a tier) -> quality in [0, 1] as in the outcomes the release was fitted on; None is unknown."""
@@ -60,90 +58,6 @@ class AuditOptions:
             raise DataError(f"delta must be strictly between 0 and 1, got {self.delta!r}")
 
 
-@dataclass(frozen=True, slots=True)
-class Watch:
-    """A release and what its audits say about it.
-
-    Attributes:
-        monitors: tasks that a proof speaks about -> its monitor.
-    """
-
-    release: Release
-    monitors: Mapping[tuple[str, ...], Monitor]
-
-    @classmethod
-    def over(cls, release: Release, delta: float | None = None) -> Watch:
-        """Before the first audit.
-
-        Args:
-            delta: chance that a certificate that holds is ever declared expired, shared by its proofs; None takes that
-                of the certificate.
-
-        Raises:
-            DataError: the release is not certified.
-        """
-        certificate = release.certificate
-        if certificate is None or not certificate.certified or release.policy.void is not None:
-            raise DataError("audit: the release has no valid certificate that could expire; fit one")
-        if certificate.groups:
-            raise DataError(
-                "audit: the certificate speaks of a query drawn from a random group, but audits draw queries; fit on "
-                "outcomes without groups, one row of each"
-            )
-        risk = risk_of(certificate.risk, certificate.level)
-        proofs = [proof for proof in certificate.proofs if proof.status == "certified"]
-        share = (certificate.delta if delta is None else delta) / len(proofs)
-        return cls(release, {proof.tasks: Monitor(risk, share) for proof in proofs})
-
-    def after(self, row: OutcomeRow, comparators: Mapping[str, Comparator] | None = None) -> Watch:
-        """With one more audited row; one without certified task says nothing."""
-        tasks = self.proof_of(row.query.task)
-        if tasks is None:
-            return self
-        monitor = self.monitors[tasks]
-        excess = excess_of(row, self.release, monitor.risk, comparators)
-        return replace(self, monitors={**self.monitors, tasks: monitor.update(excess)})
-
-    def proof_of(self, task: str | None) -> tuple[str, ...] | None:
-        """The tasks of the certified proof that speaks about this one, if there is one."""
-        return next((tasks for tasks in self.monitors if task in tasks), None)
-
-    @property
-    def expired(self) -> dict[str, str]:
-        """Task -> why its certificate has expired."""
-        return {
-            task: f"{monitor.n} audits show that {monitor.risk.claim} is broken"
-            for tasks, monitor in self.monitors.items()
-            if monitor.expired
-            for task in tasks
-        }
-
-    @property
-    def serving(self) -> Release:
-        """The release with its expired tasks on the frontier."""
-        return replace(self.release, policy=replace(self.release.policy, expired=self.expired))
-
-
-def excess_of(
-    row: OutcomeRow, release: Release, risk: Risk, comparators: Mapping[str, Comparator] | None = None
-) -> float:
-    """Of what a release would have answered to an audited query; a frontier that failed gave an unknown answer."""
-    try:
-        tier = replayed(row, release, comparators).tier
-    except TierError:
-        tier = release.portfolio.frontier
-    return float(risk.excess(_answered(row, tier, release))[0])
-
-
-def _answered(row: OutcomeRow, tier: str, release: Release) -> Answered:
-    """What the policy did on one row, as the risks read it."""
-    frontier = release.portfolio.frontier
-    qualities = (row.outcomes[name].quality for name in (tier, frontier))
-    quality, reference = (np.array([np.nan if value is None else value]) for value in qualities)
-    tau = release.portfolio.task(row.query.task or "").tau or 1.0
-    return Answered.seen(np.array([tier != frontier]), quality, reference, tau, np.zeros(1), np.zeros(1), np.ones(1))
-
-
 class Auditor:
     """A dispatcher whose certificate is watched; a context manager.
 
@@ -162,21 +76,26 @@ class Auditor:
         log: file of audited outcomes, ``.jsonl``.
 
     Raises:
-        DataError: the log holds rows of other tiers, or another auditor is writing to it.
+        DataError: the log holds rows of another release or another share, or another auditor is writing to it.
     """
 
     def __init__(
         self, dispatcher: Dispatcher, quality: Quality, log: str | Path, options: AuditOptions | None = None
     ) -> None:
+        if not callable(quality):
+            raise DataError(f"quality must be a function (query, completion) -> quality, got {quality!r}")
         self.options = options or AuditOptions()
         self.certified = dispatcher
         self.quality = quality
-        self.log = Path(log)
+        self.log = Path(log).resolve()
         self.spent_usd = 0.0
         self.watch = Watch.over(dispatcher.release, self.options.delta)
         self._functions = _functions(dispatcher)
         self._running: set[Future[None]] = set()
+        self._taken: set[str | None] = set()
+        self._failed = False
         self._closed = False
+        self._process = os.getpid()
         self._writing = Lock()
         with ExitStack() as stack:
             stack.enter_context(locked(self.log))
@@ -232,10 +151,14 @@ class Auditor:
         A row whose quality function failed, or returned what is no quality, is logged with unknown quality.
 
         Raises:
-            DataError, or what the quality function raised: for the first audit that ended so.
+            DataError, or what the quality function raised: for the first audit since the last time that ended so.
         """
-        for future in list(self._running):
-            future.result()
+        ended = list(self._running)
+        errors = [error for future in ended if (error := future.exception()) is not None]
+        self._running.difference_update(ended)
+        self._failed = False
+        if errors:
+            raise errors[0]
 
     def close(self) -> None:
         """Wait for the audits under way and let go of the log."""
@@ -250,6 +173,10 @@ class Auditor:
     def _identified(self, query: Query | str) -> Query:
         if self._closed:
             raise DataError(f"the auditor of {self.log} is closed; open a new one on the same log")
+        if os.getpid() != self._process:
+            raise DataError(
+                f"the auditor of {self.log} was opened in another process; open one in each process, on its own log"
+            )
         query = Query(query) if isinstance(query, str) else query
         if query.id is not None and not (isinstance(query.id, str) and query.id):
             raise DataError(f"query id must be a non-empty string, or None for a new one, got {query.id!r}")
@@ -260,15 +187,30 @@ class Auditor:
         if query.requires or not self.drawn(query):
             return
         task = plan(self.certified.release.policy, query)[0]
-        if self.watch.proof_of(task):
+        if not self.watch.proof_of(task):
+            return
+        with self._writing:
+            if query.id in self._seen or query.id in self._taken:
+                return
+            self._taken.add(query.id)
+        try:
             future = self._pool.submit(self._audit, replace(query, task=task), attempts)
-            self._running.add(future)
-            # a failed audit is kept, so that flush tells
-            future.add_done_callback(lambda done: None if done.exception() else self._running.discard(done))
+        except RuntimeError:
+            # closed while the answer was made, which must reach the user all the same
+            return
+        self._running.add(future)
+        future.add_done_callback(self._ended)
+
+    def _ended(self, audit: Future[None]) -> None:
+        error = audit.exception()
+        if error is not None:
+            logger.warning("audit for %s: %s: %s", self.log, type(error).__name__, error)
+        # the first failure is kept, so that flush tells
+        if error is None or self._failed:
+            self._running.discard(audit)
+        self._failed |= error is not None
 
     def _audit(self, query: Query, attempts: Sequence[Attempt]) -> None:
-        if query.id is None or query.id in self._seen:
-            return
         made = {attempt.tier: attempt for attempt in attempts}
         outcomes = {name: self._outcome(name, query, made.get(name)) for name in self._tiers(query)}
         try:
@@ -285,15 +227,21 @@ class Auditor:
             outcomes,
             timestamp=datetime.now(UTC).isoformat(),
             propensity=self.options.share,
+            policy=self._policy,
             source=f"{self.log}:{query.id}",
         )
         with self._writing:
-            with self.log.open("a", encoding="utf-8") as file:
-                file.write(outcome_line(row) + "\n")
+            self._taken.discard(query.id)
+            append_row(self.log, row)
             self._seen[str(query.id)] = row
             before, self.watch = self.watch.expired, self.watch.after(row, self.certified.comparators)
             if self.watch.expired != before:
                 self._serving = self._dispatcher()
+
+    @property
+    def _policy(self) -> str | None:
+        certificate = self.certified.release.certificate
+        return None if certificate is None else certificate.policy
 
     def _dispatcher(self) -> Dispatcher:
         return Dispatcher(self.watch.serving, self.certified.tiers, self.certified.comparators)
@@ -302,6 +250,13 @@ class Auditor:
         unknown = [tier for tier in row.outcomes if tier not in self.certified.release.portfolio.names]
         if unknown or self.certified.release.portfolio.frontier not in row.outcomes:
             raise DataError(f"{row.source}: belongs to another portfolio; log to a new file")
+        if row.policy != self._policy:
+            raise DataError(f"{row.source}: was audited under another release; log to a new file")
+        if row.propensity != self.options.share:
+            raise DataError(
+                f"{row.source}: was drawn with a share of {row.propensity}, not {self.options.share}; go on with that "
+                "one, or log to a new file"
+            )
 
     def _tiers(self, query: Query) -> tuple[str, ...]:
         portfolio = self.certified.release.portfolio

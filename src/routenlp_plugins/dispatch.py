@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 from .comparing import Comparator, comparator
 from .errors import PortfolioError, TierError
@@ -22,7 +23,7 @@ class Dispatcher:
     Holds no state of any query: it may be shared by threads and event loops.
 
     Args:
-        release: what decides.
+        release: what decides, or the folder it was saved in.
         tiers: name -> callable ``Call -> Completion``, sync or async; every tier the release can call must be
             there. A tier that has both forms is a sync callable with an async method ``acall``.
         comparators: your own, by the names that tasks of the portfolio give them.
@@ -34,11 +35,11 @@ class Dispatcher:
 
     def __init__(
         self,
-        release: Release,
+        release: Release | str | Path,
         tiers: Mapping[str, TierCallable],
         comparators: Mapping[str, Comparator] | None = None,
     ) -> None:
-        release = release.checked()
+        release = Release.given(release).checked()
         names = release.portfolio.names
         missing = [name for name in release.policy.tiers if name not in tiers]
         if missing:

@@ -104,7 +104,7 @@ def fit(
         portfolio = Portfolio.from_yaml(portfolio)
     rows = outcome_rows(outcomes)
     check_design(rows, options.smallest_propensity)
-    parts = split(rows, options.split, seed)
+    parts = split(rows, options.split, seed, pooled=options.pooled)
     seen = Policy(portfolio.frontier, {}, support=_support(parts["ordering"], options))
     tables = _charged(task_tables(parts["ordering"], portfolio, comparators=options.comparators, policy=seen), options)
     held_out = {}

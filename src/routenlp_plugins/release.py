@@ -71,6 +71,19 @@ class Release:
         names = tasks or tuple(task.name for task in portfolio.tasks)
         return cls(portfolio, Policy(portfolio.frontier, dict.fromkeys(names, ())))
 
+    @classmethod
+    def given(cls, release: Release | str | Path) -> Release:
+        """The release itself, or the one in this folder.
+
+        Raises:
+            ReleaseError: it is neither, or the folder cannot be used.
+        """
+        if isinstance(release, str | Path):
+            return cls.load(release)
+        if not isinstance(release, Release):
+            raise ReleaseError(f"expected a Release or the path of its folder, got {type(release).__name__}")
+        return release
+
     def save(self, path: str | Path) -> Path:
         """Write the folder in one step; an existing folder is never touched.
 
@@ -102,12 +115,12 @@ class Release:
         return target
 
     @classmethod
-    def load(cls, path: str | Path, portfolio: Portfolio | None = None) -> Release:
+    def load(cls, path: str | Path, portfolio: Portfolio | str | Path | None = None) -> Release:
         """Read a folder back, checking every byte.
 
         Args:
-            portfolio: the portfolio the caller runs. Its prices are taken; anything else that differs voids the
-                certificate, and the frontier answers everything.
+            portfolio: the portfolio the caller runs, or the path of its YAML file. Its prices are taken; anything else
+                that differs voids the certificate, and the frontier answers everything.
 
         Raises:
             ReleaseError: a file is missing, truncated, edited or written by another version.
@@ -122,7 +135,9 @@ class Release:
                 raise ReleaseError(f"{folder / name}: truncated or edited (its SHA-256 is not that of manifest.json)")
         release = _parse(folder, contents)
         release = release.checked()
-        return release if portfolio is None else release._for(portfolio)
+        if portfolio is None:
+            return release
+        return release._for(portfolio if isinstance(portfolio, Portfolio) else Portfolio.from_yaml(portfolio))
 
     def checked(self) -> Release:
         """The release itself if its certificate speaks of its policy and portfolio, else a voided one."""

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from math import ceil
+from pathlib import Path
 
-from .auditing import Watch, excess_of
 from .cascade.adaptive import AdaptiveLevel, shifted
 from .cascade.certificate import Certificate, Proof
 from .cascade.certification import Stream, certify
 from .cascade.risks import Risk, risk_of
-from .cascade.search import Candidate, Path, Point
+from .cascade.search import Candidate, Point
+from .cascade.search import Path as Candidates
 from .comparing import Comparator
 from .errors import DataError, RiskNotControlledError
 from .evaluate.outcomes import OutcomeRow
@@ -20,44 +22,50 @@ from .evaluate.units import check_design, one_row_per_unit
 from .fitting import Outcomes, outcome_rows
 from .release import Release, fingerprint
 from .types import Policy
+from .watching import Watch, excess_of
 
-__all__ = ["renew"]
+__all__ = ["audits_after_alarm", "renew"]
 
+GROWTH = 1.5
+"""From one look at the fresh audits to the next."""
 STRICTER = (3.0, 2.0, 1.5, 1.0, 0.75, 0.5, 0.25, 0.0, -0.25, -0.5)
 """Log-odds around the adaptive level, from safe to cheap, at which a ladder is tested again."""
 
 
 def renew(
-    release: Release,
+    release: Release | str | Path,
     audits: Outcomes,
     *,
-    attempt: int = 1,
+    delta: float | None = None,
     level: AdaptiveLevel | None = None,
     comparators: Mapping[str, Comparator] | None = None,
 ) -> Release:
     """Certify the ladders of expired tasks again, with thresholds that the audits propose.
 
     The audits up to the alarm move an adaptive level, which proposes thresholds; those after it, on which nothing was
-    decided, test ladders around that level from strict to lenient. Tasks whose certificate holds keep it. What passes
-    with few audits is strict; with more of them the next attempt may pass with a cheaper policy. If the old evidence
-    tells good answers from bad no more, nothing passes: fit a new release on the fresh audits then.
+    decided, test ladders around that level from strict to lenient. Tasks whose certificate holds keep it.
+
+    It may be called as often as you like while audits come in. The fresh ones are looked at when they are just enough
+    for a proof and whenever they have grown by half; look k = 1, 2, ... spends 1 / (k (k + 1)) of the task's delta on
+    the audits up to there, so that all looks that are ever taken spend no more than delta. Of the policies that passed
+    at any look the cheapest is taken: what passes with few audits is strict. If the old evidence tells good answers
+    from bad no more, nothing passes: fit a new release on `audits_after_alarm` then.
 
     Args:
-        release: as it was certified, not as it serves.
+        release: as it was certified, not as it serves, or the folder it was saved in.
         audits: the log of an `Auditor`, or all its rows in the order in which they came.
-        attempt: 1, 2, ...: how often this was tried. Each try spends its own share of delta, 1 / (k (k + 1)).
+        delta: that of the auditor's options, if it was given there.
         level: step and floor of the adaptive level.
 
     Raises:
-        DataError: no certificate has expired on these audits.
+        DataError: no certificate has expired on these audits, or they are of another release.
         RiskNotControlledError: nothing passed; its release keeps the expired tasks on the frontier.
     """
-    if isinstance(attempt, bool) or not isinstance(attempt, int) or attempt < 1:
-        raise DataError(f"attempt must be 1, 2, ..., got {attempt!r}")
+    release = Release.given(release)
     certificate = release.certificate
     rows = outcome_rows(audits)
     check_design(rows, None)
-    before, after = _at_the_alarm(release, rows, comparators)
+    before, after = _at_the_alarm(release, rows, delta, comparators)
     if certificate is None or not before:
         raise DataError("renew: no certificate has expired on these audits")
     risk = risk_of(certificate.risk, certificate.level)
@@ -67,18 +75,14 @@ def renew(
         if proof.tasks not in before:
             proofs.append(proof)
             continue
-        seen = before[proof.tasks]
+        seen, share = before[proof.tasks], proof.delta or certificate.delta
         shift = _proposed(release, seen, risk, level or AdaptiveLevel(), comparators)
         ordering = _stream(release, seen, certificate.seed, comparators)
-        stream = _stream(release, after[proof.tasks], certificate.seed, comparators)
-        share = (proof.delta or certificate.delta) / (attempt * (attempt + 1))
-        chosen, (renewed,) = certify(risk, [(stream, [_path(release, proof.tasks, shift, risk, ordering)])], share)
-        if chosen and stream.under(chosen).cost_ratio >= 1:
-            # what always escalates breaks no promise
-            chosen, renewed = (
-                {},
-                replace(renewed, status="frontier", reason="what passes is no cheaper than the frontier"),
-            )
+        path = _path(release, proof.tasks, shift, risk, ordering)
+        fresh = [
+            _stream(release, part, certificate.seed, comparators) for part in _looks(risk, after[proof.tasks], share)
+        ]
+        chosen, renewed = _cheapest(risk, fresh, path, share)
         proofs.append(replace(renewed, tasks=proof.tasks))
         ladders |= {task: chosen[task].rungs if task in chosen else () for task in proof.tasks}
     policy = replace(release.policy, ladders=ladders)
@@ -90,14 +94,42 @@ def renew(
     return renewal
 
 
+def audits_after_alarm(
+    release: Release | str | Path,
+    audits: Outcomes,
+    *,
+    delta: float | None = None,
+    comparators: Mapping[str, Comparator] | None = None,
+) -> list[OutcomeRow]:
+    """The audits of each expired task since its alarm: what a new release may be fitted on.
+
+    Those before it are partly of the time when all was well, and a certificate on them would speak of that time too.
+
+    Args:
+        release, audits, delta: as for `renew`.
+
+    Raises:
+        DataError: no certificate has expired on these audits, or they are of another release.
+    """
+    rows = outcome_rows(audits)
+    _, after = _at_the_alarm(Release.given(release), rows, delta, comparators)
+    if not after:
+        raise DataError("audits_after_alarm: no certificate has expired on these audits")
+    fresh = {row.query.id for of in after.values() for row in of}
+    return [row for row in rows if row.query.id in fresh]
+
+
 Parts = dict[tuple[str, ...], list[OutcomeRow]]
 
 
 def _at_the_alarm(
-    release: Release, audits: Sequence[OutcomeRow], comparators: Mapping[str, Comparator] | None
+    release: Release,
+    audits: Sequence[OutcomeRow],
+    delta: float | None,
+    comparators: Mapping[str, Comparator] | None,
 ) -> tuple[Parts, Parts]:
     """The audits of expired tasks up to their alarm, and after it."""
-    watch = Watch.over(release)
+    watch = Watch.over(release, delta)
     before: Parts = {tasks: [] for tasks in watch.monitors}
     after: Parts = {tasks: [] for tasks in watch.monitors}
     for row in audits:
@@ -107,6 +139,33 @@ def _at_the_alarm(
             watch = watch.after(row, comparators)
     expired = [tasks for tasks, monitor in watch.monitors.items() if monitor.expired]
     return {tasks: before[tasks] for tasks in expired}, {tasks: after[tasks] for tasks in expired}
+
+
+def _looks(risk: Risk, fresh: Sequence[OutcomeRow], delta: float) -> list[Sequence[OutcomeRow]]:
+    """What was there at each look up to now; all there is before the first."""
+    sizes = []
+    size = float(risk.fewest_rows(delta / 2))
+    while ceil(size) <= len(fresh):
+        sizes.append(ceil(size))
+        size *= GROWTH
+    return [fresh[:size] for size in sizes or [len(fresh)]]
+
+
+def _cheapest(
+    risk: Risk, looks: Sequence[Stream], path: Candidates, delta: float
+) -> tuple[Mapping[str, Candidate], Proof]:
+    """What is cheapest of all that passed at some look; where nothing did, why not at the last."""
+    best: tuple[Mapping[str, Candidate], Proof] | None = None
+    least = 1.0  # what always escalates breaks no promise
+    reason = ""
+    for k, stream in enumerate(looks, start=1):
+        chosen, (proof,) = certify(risk, [(stream, [path])], delta / (k * (k + 1)))
+        # costs may be looked at freely: they are no part of the promise
+        cost = looks[-1].under(chosen).cost_ratio if chosen else 1.0
+        reason = proof.reason if not chosen else "what passes is no cheaper than the frontier"
+        if cost < least:
+            best, least = (chosen, proof), cost
+    return best or ({}, replace(proof, status="frontier", reason=reason))
 
 
 def _stream(
@@ -134,7 +193,7 @@ def _proposed(
     return level.shift
 
 
-def _path(release: Release, tasks: Sequence[str], shift: float, risk: Risk, seen: Stream) -> Path:
+def _path(release: Release, tasks: Sequence[str], shift: float, risk: Risk, seen: Stream) -> Candidates:
     """The old ladders around the proposed level, from strict to lenient, as they did on the rows before the alarm."""
     points = []
     for extra in STRICTER:

@@ -58,6 +58,7 @@ class OutcomeRow:
     Attributes:
         group: rows that belong together (a dialogue, a contract) and are split and bounded together.
         propensity: probability with which this row was selected for labelling; None if all were.
+        policy: fingerprint of the certified policy that an audit was made for.
         source: ``file:line`` it was read from.
     """
 
@@ -67,6 +68,7 @@ class OutcomeRow:
     group: str | None = None
     timestamp: str | float | None = None
     propensity: float | None = None
+    policy: str | None = None
     source: str = ""
 
     @property
@@ -105,6 +107,7 @@ class _Row(BaseModel):
     group: str | None = None
     timestamp: str | float | None = None
     propensity: Annotated[float, Field(gt=0, le=1)] | None = None
+    policy: str | None = None
 
 
 def read_outcomes(
@@ -169,9 +172,8 @@ def outcome_line(row: OutcomeRow) -> str:
         "text": row.query.text,
         "reference": row.reference,
     }
-    facts |= {
-        name: getattr(row, name) for name in ("group", "timestamp", "propensity") if getattr(row, name) is not None
-    }
+    own = ("group", "timestamp", "propensity", "policy")
+    facts |= {name: value for name in own if (value := getattr(row, name)) is not None}
     facts["outcomes"] = {tier: _outcome_facts(outcome) for tier, outcome in row.outcomes.items()}
     # a lone surrogate cannot be written
     return json.dumps(facts, ensure_ascii=False).encode("utf-8", "replace").decode()
@@ -254,6 +256,7 @@ def parse_outcome_line(line: str, source: str) -> OutcomeRow:
         group=row.group,
         timestamp=row.timestamp,
         propensity=row.propensity,
+        policy=row.policy,
         source=source,
     )
 

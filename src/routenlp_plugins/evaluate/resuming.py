@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from ..errors import DataError
 from .outcomes import OutcomeRow, outcome_line, parse_outcome_line, read_lines
 from .references import Reference
 
-__all__ = ["finished_rows", "locked", "replace_rows", "whole_rows"]
+__all__ = ["append_row", "finished_rows", "locked", "replace_rows", "whole_rows"]
 
 _BEGINNING = b'{"query_id": '
 
@@ -87,6 +88,18 @@ def whole_rows(target: Path, check: Callable[[OutcomeRow], None] = lambda row: N
         with target.open("r+b") as file:
             file.truncate(whole)
     return {row.query.id: row for row in rows}
+
+
+def append_row(target: Path, row: OutcomeRow) -> None:
+    """Write a row at the end; a row that does not fit on the disk leaves nothing of itself."""
+    size = target.stat().st_size if target.exists() else 0
+    try:
+        with target.open("a", encoding="utf-8") as file:
+            file.write(outcome_line(row) + "\n")
+    except OSError:
+        if target.exists():
+            os.truncate(target, size)
+        raise
 
 
 def _complete_row(last: bytes, source: str) -> OutcomeRow | None:

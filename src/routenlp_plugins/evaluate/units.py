@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -38,14 +39,33 @@ class Split:
         return 1 - self.ordering - self.reporting
 
 
-def split(rows: Sequence[OutcomeRow], shares: Split, seed: int) -> dict[str, list[OutcomeRow]]:
-    """Ordering, certification and reporting part, by a hash of the unit."""
-    draws = unit_interval([row.unit for row in rows], seed, "split")
+def split(rows: Sequence[OutcomeRow], shares: Split, seed: int, *, pooled: bool = False) -> dict[str, list[OutcomeRow]]:
+    """Ordering, certification and reporting part: these shares of each task's units, in order of their hash.
+
+    A group that has rows in several tasks is in one part, by its first task.
+
+    Args:
+        pooled: shares of all units instead: of a stream of tasks it is drawn too which task comes next.
+    """
     parts: dict[str, list[OutcomeRow]] = {"ordering": [], "certification": [], "reporting": []}
-    for row, draw in zip(rows, draws, strict=True):
-        beyond = "certification" if draw < 1 - shares.reporting else "reporting"
-        parts["ordering" if draw < shares.ordering else beyond].append(row)
+    of: dict[str, str] = {}
+    for _, members in sorted(_strata(rows, pooled=pooled).items()):
+        draws = unit_interval(members, seed, "split")
+        for rank, place in enumerate(np.argsort(draws, kind="stable")):
+            share = (rank + 0.5) / len(members)
+            beyond = "certification" if share < 1 - shares.reporting else "reporting"
+            of.setdefault(members[place], "ordering" if share < shares.ordering else beyond)
+    for row in rows:
+        parts[of[row.unit]].append(row)
     return parts
+
+
+def _strata(rows: Sequence[OutcomeRow], *, pooled: bool) -> dict[str, list[str]]:
+    """The units of each task, or all of them."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for row in rows:
+        found["" if pooled else row.query.task or ""].add(row.unit)
+    return {task: sorted(units) for task, units in found.items()}
 
 
 def unit_interval(names: Sequence[str] | NDArray[np.str_], seed: int, purpose: str) -> NDArray[np.float64]:
