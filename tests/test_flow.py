@@ -166,7 +166,7 @@ def test_an_answer_to_another_prompt_than_the_certified_one_is_never_returned():
     for prompt, tier in (("abc", SMALL), (None, SMALL), ("def", FRONTIER)):
         answer = drive(route(used, Query("x", "t")), lambda call, prompt=prompt: Completion("x", prompt=prompt))
         assert answer.tier == tier
-    assert "the prompt of task 't' is not the one it was certified with" in answer.trace.reason
+    assert "prompt, form or options of this call of task 't' are not those it was certified with" in answer.trace.reason
 
 
 def test_a_void_policy_answers_from_the_frontier_and_says_why():

@@ -81,7 +81,16 @@ def collect(
                 for name, function in functions.items()
                 if name in wanted[query.id]
             }
-            return OutcomeRow(query, outcomes, reference=reference.reference, group=reference.group)
+            asked = [o.completion.asked for o in outcomes.values()] + [
+                done[query.id].asked if query.id in done else None
+            ]
+            return OutcomeRow(
+                query,
+                outcomes,
+                reference=reference.reference,
+                group=reference.group,
+                asked=next((text for text in asked if text not in (None, query.text)), None),
+            )
 
         with ThreadPoolExecutor(max(workers, 1)) as pool, _bar(progress) as bar:
             step = bar.add_task("collecting outcomes", total=len(references), completed=len(done) - len(again))

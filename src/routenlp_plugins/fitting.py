@@ -163,7 +163,7 @@ def _support(rows: Sequence[OutcomeRow], options: FitOptions) -> dict[str, Suppo
     for row in rows:
         of[row.query.task or ""].append(row)
     found = {
-        task: support_of([row.query.text for row in of[task]], options.unlike, [row.unit for row in of[task]])
+        task: support_of([row.seen.text for row in of[task]], options.unlike, [row.unit for row in of[task]])
         for task in sorted(of)
     }
     return {task: support for task, support in found.items() if support is not None}
@@ -387,4 +387,4 @@ def replayed(row: OutcomeRow, release: Release, comparators: Mapping[str, Compar
             raise TierError(outcome.error, call.tier)
         return replace(outcome.completion, cost_usd=known_cost(outcome, release.portfolio.tier(call.tier)))
 
-    return drive(route(release.policy, row.query, comparators), recorded)
+    return drive(route(release.policy, row.seen, comparators), recorded)

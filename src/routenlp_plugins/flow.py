@@ -158,7 +158,10 @@ def _objection(policy: Policy, task: str | None, tier: str, completion: Completi
     if (other := _other_model(policy, tier, completion)) is not None:
         return other
     if prompts and completion.prompt is not None and completion.prompt not in prompts:
-        return f"the certificate is void: the prompt of task {task!r} is not the one it was certified with"
+        return (
+            f"the certificate is void: prompt, form or options of this call of task {task!r} are not those it was "
+            "certified with"
+        )
     return None
 
 

@@ -38,6 +38,7 @@ class Query:
         id: stable identity, kept in traces and outcomes.
         messages: the whole conversation where there is more than `text`; None stands for one user message.
         requires: what the answering tier must support beyond text, for example ``{"tools"}``.
+        settings: options of the call that change answers, in any fixed notation; others are another prompt.
         metadata: anything else; not read by the core.
         payload: the request as a framework knows it; opaque to the core.
     """
@@ -47,6 +48,7 @@ class Query:
     id: str | None = None
     messages: tuple[Message, ...] | None = None
     requires: frozenset[str] = frozenset()
+    settings: str = ""
     metadata: Mapping[str, Any] = field(default_factory=dict)
     payload: Any = field(default=None, repr=False, compare=False)
 
@@ -82,6 +84,7 @@ class Completion:
             from the alternatives of each token, ``self_consistency``, ``p_true``, ``verifier``, ``valid``, or your own.
         model: the exact model that answered, as its server names it; another one voids the certificate.
         prompt: fingerprint of the fixed part of the prompt; another one voids the certificate.
+        asked: the words that the tier was asked with, where a chain around it made others of the query's.
         input_tokens, output_tokens: as counted by the tier.
         cost_usd: USD; None lets the dispatcher price it from the portfolio.
         extra_usd: USD beside that, for example of a judge; the dispatcher adds it to the cost.
@@ -96,6 +99,7 @@ class Completion:
     scores: Mapping[str, float] = field(default_factory=dict)
     model: str | None = None
     prompt: str | None = None
+    asked: str | None = field(default=None, repr=False)
     input_tokens: int | None = None
     output_tokens: int | None = None
     cost_usd: float | None = None
@@ -177,17 +181,7 @@ def _attempt_dict(attempt: Attempt) -> dict[str, Any]:
         "error": attempt.error,
     }
     if attempt.completion is not None:
-        for name in (
-            "confidence",
-            "mean_logprob",
-            "model",
-            "prompt",
-            "input_tokens",
-            "output_tokens",
-            "cost_usd",
-            "latency_ms",
-        ):
-            facts[name] = getattr(attempt.completion, name)
+        facts |= {name: getattr(attempt.completion, name) for name in _FACTS}
         facts["scores"] = dict(attempt.completion.scores)
     return facts
 

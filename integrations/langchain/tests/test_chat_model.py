@@ -3,27 +3,43 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from statistics import median
 from time import perf_counter
 from typing import Any
 
 import openai
 import pytest
-from helpers import FRONTIER, MIDDLE, SMALL, gated, portfolio, release
+from helpers import FRONTIER, MIDDLE, SMALL, gated, portfolio, release, row
 from langchain_core.caches import InMemoryCache
 from langchain_core.callbacks import BaseCallbackHandler, get_usage_metadata_callback
 from langchain_core.globals import set_llm_cache
 from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, ToolMessage
+from langchain_core.messages import AIMessage, BaseMessage, ChatMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.messages.ai import UsageMetadata
 from langchain_core.outputs import ChatGeneration, ChatResult
+from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import RunnableLambda
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI
 from pydantic import BaseModel, ValidationError
 
-from langchain_routenlp import RouterChatModel
-from routenlp_plugins import Completion, DataError, Policy, PortfolioError, Release, ReleaseError, Task, TierError
+from langchain_routenlp import RouterChatModel, RouterRunnable
+from langchain_routenlp.messages import completion_of, query_of
+from routenlp_plugins import (
+    AuditOptions,
+    Completion,
+    DataError,
+    FitOptions,
+    Policy,
+    PortfolioError,
+    Release,
+    ReleaseError,
+    Task,
+    TierError,
+    fit,
+)
+from routenlp_plugins.evaluate.outcomes import read_outcomes
 from routenlp_plugins.testing import ScriptedServer, ScriptedTier
 from routenlp_plugins.tiers.scored import PTrueTier, ScoredTier, SelfConsistentTier
 from routenlp_plugins.types import Confidence, Rung, Term
@@ -414,3 +430,112 @@ def test_listeners_of_a_tier_would_hear_nothing_and_are_refused():
 def test_calls_that_make_no_sense_are_named(messages, metadata, message):
     with pytest.raises(DataError, match=message):
         router().invoke(messages, {"metadata": metadata})
+
+
+PROMPTED = replace(GATED, policy=replace(GATED.policy, prompts={"t": ("none",)}))
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [HumanMessage("Translate what follows."), HumanMessage("q")],
+        [HumanMessage("first"), AIMessage("answer"), HumanMessage("q")],
+        [HumanMessage("q"), AIMessage("Sure: ")],
+        [ChatMessage(role="developer", content="Rhyme."), HumanMessage("q")],
+        [SystemMessage("Rhyme."), HumanMessage("q")],
+    ],
+)
+def test_another_form_of_conversation_is_another_prompt(messages):
+    assert decided(router(used=PROMPTED), [HumanMessage("q")])["tier"] == SMALL
+    decision = decided(router(used=PROMPTED), messages)
+    assert decision["tier"] == FRONTIER
+    assert "prompt, form or options of this call of task 't' are not those" in decision["reason"]
+
+
+@pytest.mark.parametrize(
+    ("options", "tier"),
+    [
+        ({"temperature": 2.0}, FRONTIER),
+        ({"max_tokens": 1}, FRONTIER),
+        ({"stop": ["a"]}, FRONTIER),
+        ({"extra_body": {"tools": [1]}}, FRONTIER),
+        ({"instructions": "be a pirate"}, FRONTIER),
+        ({"response_mime_type": "application/json"}, FRONTIER),
+        ({"model_name": "other"}, FRONTIER),
+        ({"tools": []}, SMALL),
+        ({"response_format": None}, SMALL),
+        ({"user": "me", "timeout": 3}, SMALL),
+    ],
+)
+def test_options_that_change_answers_are_part_of_the_prompt(options, tier):
+    assert decided(router(used=PROMPTED).bind(**options), [HumanMessage("q")])["tier"] == tier
+
+
+def decided(model, messages) -> dict[str, Any]:
+    return model.invoke(messages).response_metadata["routenlp"]
+
+
+def test_the_user_s_turn_may_be_a_chat_message():
+    messages = [HumanMessage("first"), ChatMessage(role="user", content="second")]
+    assert query_of(messages, None, frozenset(), "", None).text == "second"
+
+
+@pytest.mark.parametrize(
+    "logprobs",
+    [
+        {"content": [{"token": "a", "logprob": -0.1, "top_logprobs": {"a": -0.1, "b": -2.0}}]},
+        {"content": [{"token": "a", "logprob": -0.1, "top_logprobs": [-0.1, -2.0]}]},
+        {"content": [{"token": "a", "logprob": -0.1, "top_logprobs": [{"logprob": None}, {"token": "b"}]}]},
+        {"content": [{"token": "a", "logprob": -0.1, "top_logprobs": [{"logprob": 1e9}, {"logprob": float("nan")}]}]},
+        {"content": [{"token": "a", "logprob": -0.1, "top_logprobs": "none"}]},
+    ],
+)
+def test_evidence_in_another_form_keeps_no_answer_from_the_user(logprobs):
+    usage = UsageMetadata(input_tokens=10**16, output_tokens=1, total_tokens=1)
+    message = AIMessage("x", response_metadata={"logprobs": logprobs}, usage_metadata=usage)
+    completion = completion_of(message)
+    assert (completion.text, completion.scores, completion.input_tokens) == ("x", {}, None)
+
+
+def test_tokens_are_counted_as_the_frontier_does():
+    class Counting(Scripted):
+        def get_token_ids(self, text: str) -> list[int]:
+            return [len(text)]
+
+    model = router(frontier=Counting(model="strong-model"))
+    assert (model.get_num_tokens("abc"), model.get_token_ids("abc")) == (1, [3])
+    assert model.get_num_tokens_from_messages([HumanMessage("abc")]) == 1
+
+
+def certified() -> Release:
+    """Fitted on a small tier that is always right."""
+    members = [row(f"q{i}", small=(1.0, None), frontier=(1.0, None)) for i in range(200)]
+    return fit(members, portfolio(), alpha=0.1, options=FitOptions(unlike=0))
+
+
+async def test_a_model_and_a_chain_are_audited(tmp_path):
+    def wrong(query, completion) -> float:
+        return float(completion.text.startswith("strong"))
+
+    model = router(used=certified())
+    chain = RouterRunnable.from_chain(ChatPromptTemplate.from_template("{text}") | STRONG, {SMALL: SURE}, certified())
+    for name, routed, ask in (("model", model, "q"), ("chain", chain, {"text": "q"})):
+        assert routed.invoke(ask).response_metadata["routenlp"]["tier"] == SMALL
+        with routed.audited(wrong, tmp_path / f"{name}.jsonl", AuditOptions(share=1)) as watched:
+            for _ in range(15):
+                watched.invoke(ask)
+            for _ in range(15):
+                await watched.ainvoke(ask)
+            for _ in range(100):
+                if watched.expired:
+                    break
+                await asyncio.sleep(0.05)
+            assert "audits show that" in watched.expired["t"]
+            answer = watched.invoke(ask)
+            assert answer.response_metadata["routenlp"]["tier"] == FRONTIER
+            assert "has expired" in answer.response_metadata["routenlp"]["reason"]
+        members = read_outcomes(tmp_path / f"{name}.jsonl")
+        assert len(members) == 31
+        assert {member.query.text for member in members} == {"q"}
+        assert {(m.outcomes[SMALL].quality, m.outcomes[FRONTIER].quality) for m in members} == {(0.0, 1.0)}
+        assert routed.expired == {}

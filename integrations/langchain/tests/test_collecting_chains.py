@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 from helpers import FRONTIER, SMALL, portfolio
 from langchain_core.output_parsers import JsonOutputParser
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_openai import ChatOpenAI
 
-from langchain_routenlp import chain_tiers
-from routenlp_plugins import Call, Completion, Query, Reference, Task, TierError, collect
+from langchain_routenlp import Decisions, RouterRunnable, chain_tiers
+from routenlp_plugins import Call, Completion, Query, Reference, Task, TierError, collect, fit, replay
 from routenlp_plugins.evaluate.outcomes import read_outcomes
 from routenlp_plugins.testing import ScriptedServer, ScriptedTier
 from routenlp_plugins.tiers.boundary import acall_tier, call_tier
@@ -82,7 +85,30 @@ def test_what_a_core_tier_says_of_itself_reaches_the_outcome():
     own = Completion('{"a": 1}', mean_logprob=-0.1, cost_usd=0.5, latency_ms=2.0, prompt="mine")
     with ScriptedServer({}) as server:
         tier = chain_tiers(chain(server), {SMALL: ScriptedTier(default=own)}, to_input=to_input)[SMALL]
-        assert tier(Call(SMALL, Query("hi", "t"))) == own
+        assert tier(Call(SMALL, Query("hi", "t"))) == replace(own, asked="Answer in JSON: hi")
+
+
+def test_a_template_around_the_words_of_the_user_is_no_unlike_query(tmp_path):
+    """What the certificate speaks of is what the router sees: the rendered message."""
+    rng = np.random.default_rng(0)
+    words = [f"word{i}" for i in range(60)]
+    texts = [" ".join(rng.choice(words, 6)) for _ in range(200)]
+    small = ScriptedTier(default=Completion("{}", confidence=0.9, input_tokens=1, output_tokens=1))
+    used = portfolio(Task("t", "accuracy"))
+    with ScriptedServer(lambda request: "{}") as server:
+        tiers = chain_tiers(chain(server), {SMALL: small, FRONTIER: None}, to_input=to_input)
+        queries = [Reference(Query(text, "t", str(i)), "{}") for i, text in enumerate(texts)]
+        collect(queries, tiers, tmp_path / "o.jsonl", portfolio=used)
+        members = read_outcomes(tmp_path / "o.jsonl")
+        assert {(m.query.text, m.asked) for m in members} == {(text, f"Answer in JSON: {text}") for text in texts}
+        release = fit(members, used, alpha=0.1)
+        assert replay(members, release).tier_share[SMALL] > 0.9
+        decisions = Decisions()
+        routed = RouterRunnable.from_chain(chain(server), {SMALL: small}, release)
+        for text in texts[:40]:
+            routed.invoke({"text": text}, {"callbacks": [decisions]})
+    tiers_used = [message.response_metadata["routenlp"]["tier"] for message in decisions.messages]
+    assert tiers_used.count(SMALL) > 36
 
 
 async def test_sync_and_async_complete_alike():

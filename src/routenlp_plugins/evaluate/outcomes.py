@@ -9,7 +9,7 @@ import gzip
 import json
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, TextIO
 
@@ -59,6 +59,7 @@ class OutcomeRow:
         group: rows that belong together (a dialogue, a contract) and are split and bounded together.
         propensity: probability with which this row was selected for labelling; None if all were.
         policy: fingerprint of the certified policy that an audit was made for.
+        asked: the words that the tiers were asked with, where a chain around them made others of the query's.
         source: ``file:line`` it was read from.
     """
 
@@ -69,7 +70,13 @@ class OutcomeRow:
     timestamp: str | float | None = None
     propensity: float | None = None
     policy: str | None = None
+    asked: str | None = None
     source: str = ""
+
+    @property
+    def seen(self) -> Query:
+        """The query as a router in the place of the tiers sees it."""
+        return self.query if self.asked is None else replace(self.query, text=self.asked)
 
     @property
     def unit(self) -> str:
@@ -108,6 +115,7 @@ class _Row(BaseModel):
     timestamp: str | float | None = None
     propensity: Annotated[float, Field(gt=0, le=1)] | None = None
     policy: str | None = None
+    asked: str | None = None
 
 
 def read_outcomes(
@@ -172,7 +180,7 @@ def outcome_line(row: OutcomeRow) -> str:
         "text": row.query.text,
         "reference": row.reference,
     }
-    own = ("group", "timestamp", "propensity", "policy")
+    own = ("group", "timestamp", "propensity", "policy", "asked")
     facts |= {name: value for name in own if (value := getattr(row, name)) is not None}
     facts["outcomes"] = {tier: _outcome_facts(outcome) for tier, outcome in row.outcomes.items()}
     # a lone surrogate cannot be written
@@ -257,6 +265,7 @@ def parse_outcome_line(line: str, source: str) -> OutcomeRow:
         timestamp=row.timestamp,
         propensity=row.propensity,
         policy=row.policy,
+        asked=row.asked,
         source=source,
     )
 

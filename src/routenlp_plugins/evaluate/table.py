@@ -164,7 +164,7 @@ def _as_seen_by(policy: Policy, table: TaskTable, rows: Sequence[OutcomeRow]) ->
         table,
         evidence=evidence | dict(table.evidence),
         agreement=agreement | dict(table.agreement),
-        supported=np.array([support is None or supported(support, row.query.text) for row in rows], dtype=np.bool_),
+        supported=np.array([support is None or supported(support, row.seen.text) for row in rows], dtype=np.bool_),
     )
 
 
@@ -173,7 +173,7 @@ def data_hash(rows: Sequence[OutcomeRow]) -> str:
     digest = sha256()
     for row in sorted(rows, key=lambda row: row.query.id or ""):
         digest.update(
-            repr((row.query.id, row.query.task, row.query.text, row.group, row.propensity)).encode("utf-8", "replace")
+            repr((row.query.id, row.query.task, row.seen.text, row.group, row.propensity)).encode("utf-8", "replace")
         )
         for tier, outcome in sorted(row.outcomes.items()):
             done = outcome.completion

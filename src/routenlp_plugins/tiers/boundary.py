@@ -97,9 +97,19 @@ NO_PROMPT = "none"
 
 
 def prompt_fingerprint(query: Query) -> str:
-    """Of the system messages of a conversation, the part of a prompt that is the same for all; "none" without any."""
-    system = [str(message.get("content")) for message in query.messages or () if message.get("role") == "system"]
-    return sha256("\0".join(system).encode("utf-8", "replace")).hexdigest()[:16] if system else NO_PROMPT
+    """Of what is asked beside the words of the user: system messages, form of the conversation, options of the call.
+
+    The form is whether there are other turns and whether the last one is the user's. "none" where a user's message is
+    all there is.
+    """
+    chat = query.chat
+    system = [str(message.get("content")) for message in chat if message.get("role") == "system"]
+    turns = [message.get("role") for message in chat if message.get("role") != "system"]
+    form = "" if turns == ["user"] else f"{len(turns) > 1}, {turns[-1:] == ['user']}"
+    if not (system or form or query.settings):
+        return NO_PROMPT
+    parts = [*system, "", form, query.settings]
+    return sha256("\0".join(parts).encode("utf-8", "replace")).hexdigest()[:16]
 
 
 _LARGE = 1e15

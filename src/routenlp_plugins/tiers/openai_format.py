@@ -10,13 +10,28 @@ from ..types import Completion, Query
 
 __all__ = ["alternative_scores", "request_body", "text_completion"]
 
+ROUNDING = 1e-3
+"""A log-probability may be this much above 0."""
+
 
 def alternative_scores(tokens: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """``margin`` and ``certainty`` where every token came with two alternatives or more (``top_logprobs=2``)."""
-    found = [[float(other["logprob"]) for other in token.get("top_logprobs") or ()] for token in tokens]
+    """``margin`` and ``certainty`` where every token came with two alternatives or more (``top_logprobs=2``).
+
+    What has another form is no evidence.
+    """
+    found = [_logprobs(token.get("top_logprobs")) for token in tokens]
     if not found or any(len(some) < 2 for some in found):
         return {}
     return {"margin": top_two_margin(found), "certainty": certainty(found)}
+
+
+def _logprobs(alternatives: Any) -> list[float]:
+    """Of a token's alternatives; none if any cannot be read."""
+    if not isinstance(alternatives, list | tuple):
+        return []
+    values = [other.get("logprob") if isinstance(other, Mapping) else None for other in alternatives]
+    known = [min(float(value), 0.0) for value in values if isinstance(value, int | float) and value <= ROUNDING]
+    return known if len(known) == len(values) else []
 
 
 def request_body(query: Query, fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.language_models import BaseChatModel
@@ -16,10 +18,20 @@ from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.base import RunnableBindingBase
 from pydantic import BaseModel
 
-from routenlp_plugins import Call, Completion, Portfolio, PortfolioError, Query, Release, Tier, TierError
+from routenlp_plugins import (
+    AuditOptions,
+    Call,
+    Completion,
+    Portfolio,
+    PortfolioError,
+    Query,
+    Release,
+    Tier,
+    TierError,
+)
 
-from .chat_model import RouterChatModel
-from .messages import completion_of
+from .chat_model import Quality, RouterChatModel
+from .messages import completion_of, query_of
 from .rewrite import chat_models, describe, model_name, rewrite
 
 __all__ = ["ChainTier", "Decisions", "RouterRunnable", "chain_tiers"]
@@ -74,6 +86,21 @@ class RouterRunnable(RunnableBindingBase[Any, Any]):
         )
         return cls(bound=rewrite(chain, lambda one: router if one is found else one))
 
+    @contextmanager
+    def audited(
+        self, quality: Quality, log: str | Path, options: AuditOptions | None = None
+    ) -> Iterator[RouterRunnable]:
+        """The same chain with its certificate watched; see `RouterChatModel.audited`."""
+        (router,) = (model for model in chat_models(self.bound) if isinstance(model, RouterChatModel))
+        with router.audited(quality, log, options) as watched:
+            yield self.model_copy(update={"bound": rewrite(self.bound, lambda one: watched if one is router else one)})
+
+    @property
+    def expired(self) -> dict[str, str]:
+        """Task -> why its certificate has expired, of a chain that is audited."""
+        (router,) = (model for model in chat_models(self.bound) if isinstance(model, RouterChatModel))
+        return router.expired
+
 
 @dataclass(frozen=True, slots=True)
 class ChainTier:
@@ -94,14 +121,14 @@ class ChainTier:
 
     def __call__(self, call: Call) -> Completion:
         """Run the chain on its tier."""
-        decisions = Decisions()
+        decisions = _Asked()
         inputs, config = [self.to_input(call.query)], _config(decisions, call)
         (output,) = self.chain.batch(inputs, config, return_exceptions=True)
         return _completion(decisions, call, output)
 
     async def acall(self, call: Call) -> Completion:
         """As calling it, without blocking the event loop."""
-        decisions = Decisions()
+        decisions = _Asked()
         inputs, config = [self.to_input(call.query)], _config(decisions, call)
         (output,) = await self.chain.abatch(inputs, config, return_exceptions=True)
         return _completion(decisions, call, output)
@@ -142,7 +169,7 @@ class Decisions(BaseCallbackHandler):
     def __init__(self) -> None:
         self.messages: list[AIMessage] = []
 
-    def on_llm_end(self, response: LLMResult, **_: Any) -> None:
+    def on_llm_end(self, response: LLMResult, *, run_id: UUID | None = None, **_: Any) -> None:
         """Keep the message if a router made it."""
         generation = response.generations[0][0]
         message = generation.message if isinstance(generation, ChatGeneration) else None
@@ -150,11 +177,32 @@ class Decisions(BaseCallbackHandler):
             self.messages.append(message)
 
 
+class _Asked(Decisions):
+    """Keeps beside each message the words of the user that its model was asked with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.texts: list[str] = []
+        self._started: dict[UUID, str] = {}
+
+    def on_chat_model_start(
+        self, serialized: dict[str, Any], messages: list[list[BaseMessage]], *, run_id: UUID, **_: Any
+    ) -> None:
+        if messages and messages[0]:
+            self._started[run_id] = query_of(messages[0], None, frozenset(), "", None).text
+
+    def on_llm_end(self, response: LLMResult, *, run_id: UUID | None = None, **_: Any) -> None:
+        before = len(self.messages)
+        super().on_llm_end(response, run_id=run_id)
+        if len(self.messages) > before and run_id is not None:
+            self.texts.append(self._started[run_id])
+
+
 def _config(decisions: Decisions, call: Call) -> RunnableConfig:
     return {"callbacks": [decisions], "metadata": {"routenlp_task": call.query.task}}
 
 
-def _completion(decisions: Decisions, call: Call, output: Any) -> Completion:
+def _completion(decisions: _Asked, call: Call, output: Any) -> Completion:
     if not decisions.messages:
         if isinstance(output, Exception):
             raise output
@@ -178,6 +226,7 @@ def _completion(decisions: Decisions, call: Call, output: Any) -> Completion:
     return replace(
         completion_of(message),
         text="" if isinstance(output, Exception) else _text(output),
+        asked=decisions.texts[-1],
         **{name: facts[name] for name in own},
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,17 @@ from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import ConfigDict, Field, PrivateAttr, field_validator, model_validator
 
-from routenlp_plugins import Answer, Dispatcher, PortfolioError, Query, Release, TierError
+from routenlp_plugins import (
+    Answer,
+    AuditOptions,
+    Auditor,
+    Completion,
+    Dispatcher,
+    PortfolioError,
+    Query,
+    Release,
+    TierError,
+)
 
 from .messages import answer_message, query_of
 from .tiers import LangChainTier, ModelCall
@@ -27,13 +38,28 @@ __all__ = ["RouterChatModel"]
 _SAMPLING = ("temperature", "max_tokens")
 _OF_THE_TIERS = {"timeout", "max_retries", "api_key", "streaming"}
 _BEYOND_TEXT = {
-    "tools": "tools",
-    "functions": "tools",
-    "response_format": "structured output",
-    "response_schema": "structured output",
-    "format": "structured output",
+    **dict.fromkeys(("tools", "functions", "web_search_options", "mcp_servers"), "tools"),
+    **dict.fromkeys(
+        (
+            "response_format",
+            "response_schema",
+            "response_json_schema",
+            "response_mime_type",
+            "format",
+            "output_format",
+            "output_config",
+            "text",
+            "guided_json",
+        ),
+        "structured output",
+    ),
+    "modalities": "other media",
     "model": "another model",
+    "model_name": "another model",
 }
+_HARMLESS = {"user", "metadata", "timeout", "store", "stream", "stream_usage", "stream_options", "extra_headers"}
+"""Options that do not change what is answered; all others must be as they were when outcomes were collected."""
+Quality = Callable[[Query, Completion], float | None]
 _TOOL_OPTIONS = "routenlp_tool_options"
 """Comes with tools that were bound to the router and are in no provider's form yet: what else they were bound with."""
 
@@ -73,6 +99,7 @@ class RouterChatModel(BaseChatModel):
     max_tokens: int | None = None
     stop: list[str] | None = None
     _built: tuple[Any, Any, Dispatcher] | None = PrivateAttr(None)
+    _auditor: Auditor | None = PrivateAttr(None)
 
     @model_validator(mode="before")
     @classmethod
@@ -108,6 +135,51 @@ class RouterChatModel(BaseChatModel):
             tiers = {name: LangChainTier.of(name, tier) for name, tier in self.tiers.items()}
             self._built = (self.release, self.tiers, Dispatcher(self.release, tiers, self.comparators))
         return self._built[2]
+
+    @contextmanager
+    def audited(
+        self, quality: Quality, log: str | Path, options: AuditOptions | None = None
+    ) -> Iterator[RouterChatModel]:
+        """The same model with its certificate watched: a share of its calls is put to every tier, after the answer.
+
+        Args:
+            quality, log, options: see `routenlp_plugins.Auditor`. The text of the query is the last message of the
+                user, as the tiers see it.
+
+        Raises:
+            DataError: the release is not certified, the log is of another one, or another auditor writes to it.
+        """
+        with Auditor(self._dispatcher, quality, log, options) as auditor:
+            watched = self.model_copy()
+            watched._auditor = auditor
+            yield watched
+
+    @property
+    def expired(self) -> dict[str, str]:
+        """Task -> why its certificate has expired, of a model that is audited."""
+        return {} if self._auditor is None else self._auditor.expired
+
+    def get_token_ids(self, text: str) -> list[int]:
+        """As the frontier counts, where it is a LangChain model."""
+        model = self._frontier_model
+        return super().get_token_ids(text) if model is None else model.get_token_ids(text)
+
+    def get_num_tokens(self, text: str) -> int:
+        """As the frontier counts, where it is a LangChain model."""
+        model = self._frontier_model
+        return super().get_num_tokens(text) if model is None else model.get_num_tokens(text)
+
+    def get_num_tokens_from_messages(self, messages: list[BaseMessage], tools: Sequence[Any] | None = None) -> int:
+        """As the frontier counts, where it is a LangChain model."""
+        model = self._frontier_model
+        if model is None:
+            return super().get_num_tokens_from_messages(messages, tools)
+        return model.get_num_tokens_from_messages(messages, tools)
+
+    @property
+    def _frontier_model(self) -> BaseChatModel | None:
+        tier = self._dispatcher.tiers[self.release.portfolio.frontier]
+        return tier.model if isinstance(tier, LangChainTier) else None
 
     @property
     def _llm_type(self) -> str:
@@ -159,7 +231,7 @@ class RouterChatModel(BaseChatModel):
     ) -> ChatResult:
         query, dispatcher = self._prepare(messages, stop, run_manager, kwargs)
         with _errors_of_the_frontier(dispatcher):
-            return _result(dispatcher.run(query))
+            return _result(self._answering(dispatcher).run(query))
 
     async def _agenerate(
         self,
@@ -170,7 +242,11 @@ class RouterChatModel(BaseChatModel):
     ) -> ChatResult:
         query, dispatcher = self._prepare(messages, stop, run_manager, kwargs)
         with _errors_of_the_frontier(dispatcher):
-            return _result(await dispatcher.arun(query))
+            return _result(await self._answering(dispatcher).arun(query))
+
+    def _answering(self, dispatcher: Dispatcher) -> Dispatcher | Auditor:
+        # what is pinned to a tier says nothing about the policy
+        return self._auditor if self._auditor is not None and dispatcher is self._auditor.certified else dispatcher
 
     def _prepare(
         self,
@@ -184,10 +260,10 @@ class RouterChatModel(BaseChatModel):
         options = {name: value for name in _SAMPLING if (value := getattr(self, name)) is not None}
         options |= {name: value for name, value in kwargs.items() if name != "model" or pinned not in self.tiers}
         tool_options = options.pop(_TOOL_OPTIONS, None)
-        requires = frozenset(_BEYOND_TEXT[name] for name in options if name in _BEYOND_TEXT)
+        requires = frozenset(_BEYOND_TEXT[name] for name, value in options.items() if name in _BEYOND_TEXT and value)
         task = (run_manager.metadata if run_manager else {}).get("routenlp_task", self.task)
         call = ModelCall(messages, self.stop if stop is None else stop, options, tool_options)
-        query = query_of(messages, task, requires, call)
+        query = query_of(messages, task, requires, _settings({**options, "stop": call.stop}), call)
         dispatcher = self._dispatcher
         if pinned is not None and pinned in self.tiers:
             dispatcher = dispatcher.pinned(pinned)
@@ -203,6 +279,13 @@ class RouterChatModel(BaseChatModel):
                 "give a chat model for it"
             )
         return query, dispatcher
+
+
+def _settings(options: Mapping[str, Any]) -> str:
+    """The options that change answers, in a fixed notation; none of them is empty."""
+    telling = {name: value for name, value in options.items() if value not in (None, [], {})}
+    changing = sorted(set(telling) - _HARMLESS - set(_BEYOND_TEXT) - {"tool_choice"})
+    return json.dumps({name: telling[name] for name in changing}, default=repr) if changing else ""
 
 
 @contextmanager

@@ -6,21 +6,25 @@ from collections.abc import Mapping, Sequence
 from math import isnan
 from typing import Any
 
-from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
+from langchain_core.messages import AIMessage, BaseMessage, ChatMessage, FunctionMessage, ToolMessage
 from langchain_core.messages.ai import UsageMetadata, add_usage
 
 from routenlp_plugins import Answer, Completion, DataError, Query, alternative_scores
 
 __all__ = ["answer_message", "completion_of", "message_of", "query_of"]
 
-_ROLES = {"human": "user", "ai": "assistant", "system": "system"}
+MOST_TOKENS = 10**15
+_ROLES = {"human": "user", "ai": "assistant", "developer": "system"}
 
 
-def query_of(messages: Sequence[BaseMessage], task: str | None, requires: frozenset[str], payload: Any) -> Query:
+def query_of(
+    messages: Sequence[BaseMessage], task: str | None, requires: frozenset[str], settings: str, payload: Any
+) -> Query:
     """The query of a conversation: its text is the last message of the user.
 
     Args:
         requires: what the call asks for beyond text; images and tool calls in the conversation are added.
+        settings: options of the call that change answers.
 
     Raises:
         DataError: there is no message, or the task is no name.
@@ -29,14 +33,33 @@ def query_of(messages: Sequence[BaseMessage], task: str | None, requires: frozen
         raise DataError("messages: empty; there is nothing to answer")
     if task is not None and not isinstance(task, str):
         raise DataError(f"routenlp_task must be the name of a task, got {task!r}")
-    last = next((message for message in reversed(messages) if isinstance(message, HumanMessage)), messages[-1])
-    chat = tuple({"role": _ROLES.get(m.type, m.type), "content": str(m.text)} for m in messages)
-    return Query(str(last.text), task=task, messages=chat, requires=requires | _beyond_text(messages), payload=payload)
+    chat = tuple({"role": _role(message), "content": str(message.text)} for message in messages)
+    last = next((turn for turn in reversed(chat) if turn["role"] == "user"), chat[-1])
+    return Query(
+        last["content"],
+        task=task,
+        messages=chat,
+        requires=requires | _beyond_text(messages),
+        settings=settings,
+        payload=payload,
+    )
+
+
+def _role(message: BaseMessage) -> str:
+    own = message.role if isinstance(message, ChatMessage) else message.type
+    return _ROLES.get(own, own)
 
 
 def _beyond_text(messages: Sequence[BaseMessage]) -> set[str]:
     blocks = {block["type"] for m in messages if not isinstance(m.content, str) for block in m.content_blocks}
-    tools = any(isinstance(m, ToolMessage) or (isinstance(m, AIMessage) and m.tool_calls) for m in messages)
+    tools = any(
+        isinstance(m, ToolMessage | FunctionMessage)
+        or (
+            isinstance(m, AIMessage)
+            and (m.tool_calls or m.invalid_tool_calls or "function_call" in m.additional_kwargs)
+        )
+        for m in messages
+    )
     return (blocks - {"text", "reasoning", "tool_call"}) | ({"tools"} if tools else set())
 
 
@@ -47,9 +70,9 @@ def completion_of(message: AIMessage) -> Completion:
     """
     reported = message.response_metadata.get("logprobs")
     logprobs = _logprobs(reported)
-    model = message.response_metadata.get("model_name")
+    model = next((m for n in ("model_name", "model", "model_id") if (m := message.response_metadata.get(n))), None)
     usage = message.usage_metadata
-    if usage and min(usage["input_tokens"], usage["output_tokens"]) < 0:
+    if usage and not all(0 <= usage[side] <= MOST_TOKENS for side in ("input_tokens", "output_tokens")):
         usage = None
     return Completion(
         text=str(message.text),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from langchain_core.language_models import BaseChatModel
@@ -78,13 +78,22 @@ class LangChainTier:
         # the inner half of invoke: cache, rate limiter and metadata of the tier, but no run
         asked = _asked(call)
         result = self.model._generate_with_cache(asked.messages, run_manager=None, **self._arguments(asked))
-        return _completion(result.generations[0].message)
+        return self._completion(result.generations[0].message)
 
     async def acall(self, call: Call) -> Completion:
         """As calling it, without blocking the event loop."""
         asked = _asked(call)
         result = await self.model._agenerate_with_cache(asked.messages, run_manager=None, **self._arguments(asked))
-        return _completion(result.generations[0].message)
+        return self._completion(result.generations[0].message)
+
+    def _completion(self, message: BaseMessage) -> Completion:
+        if not isinstance(message, AIMessage):
+            raise TypeError(f"expected an AIMessage, got {type(message).__name__}")
+        completion = completion_of(message)
+        if completion.model is not None:
+            return completion
+        # what the answer does not say the model may: another one there is another tier
+        return replace(completion, model=self.model._get_ls_params().get("ls_model_name"))
 
     def _arguments(self, asked: ModelCall) -> dict[str, Any]:
         """What is bound to the tier, then what the call asks for."""
@@ -102,9 +111,3 @@ def _asked(call: Call) -> ModelCall:
     if isinstance(call.payload, ModelCall):
         return call.payload
     return ModelCall([HumanMessage(call.query.text)], None, {})
-
-
-def _completion(message: BaseMessage) -> Completion:
-    if not isinstance(message, AIMessage):
-        raise TypeError(f"expected an AIMessage, got {type(message).__name__}")
-    return completion_of(message)
