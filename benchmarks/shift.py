@@ -29,7 +29,7 @@ from local_tiers import SCRATCH
 from routenlp_plugins import DataError, Portfolio, Release, RiskNotControlledError, Watch, fit, renew
 from routenlp_plugins.cascade.risks import Violation
 from routenlp_plugins.evaluate.outcomes import Outcome, OutcomeRow, read_outcomes
-from routenlp_plugins.fitting import replayed
+from routenlp_plugins.replaying import replayed
 from routenlp_plugins.watching import excess_of
 
 HERE = Path(__file__).parent

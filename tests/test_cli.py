@@ -87,6 +87,41 @@ def test_replay_says_when_it_sees_the_outcomes_of_the_fit(files):
     assert "fitted on these outcomes" not in run("replay", files / "fresh.jsonl", *arguments).stdout
 
 
+def test_a_json_file_that_cannot_be_written_is_told_before_anything_is(files):
+    result = fit(files, "--json", files / "no" / "out.json")
+    assert result.exit_code == 2
+    assert "its folder does not exist; make it first" in result.stderr
+    assert not (files / "r").exists()
+
+
+def test_replay_refuses_another_portfolio(files):
+    fit(files)
+    other = {**portfolio().as_dict(), "tasks": [{"name": "t", "tau": 0.5}]}
+    (files / "q.yaml").write_text(yaml.safe_dump(other))
+    result = run("replay", files / "o.jsonl", "--release", files / "r", "--portfolio", files / "q.yaml")
+    assert result.exit_code == 2
+    assert "its certificate is void: it speaks of another portfolio (tasks:" in result.stderr
+
+
+def test_a_release_can_be_shown_again(files):
+    fitted = fit(files).stdout
+    shown = run("show", files / "r")
+    assert shown.exit_code == 0
+    assert shown.stdout.strip() in fitted
+    assert "Checked while serving: the models of nothing (not small" in shown.stdout.replace("\n", " ")
+    facts = json.loads(run("show", files / "r", "--json").stdout)
+    assert (facts["void"], facts["certificate"]["status"]) == (None, "certified")
+
+
+def test_answers_without_quality_are_counted(files):
+    mute = [row(f"m{i}", small=(None, 0.5), frontier=(1.0, None)) for i in range(3)]
+    with (files / "o.jsonl").open("a") as file:
+        file.writelines(outcome_line(r) + "\n" for r in mute)
+    assert (
+        "3 of 603 answers of small have no quality: where a promise needs it, the worst is assumed" in fit(files).stderr
+    )
+
+
 def test_an_existing_json_file_is_kept(files):
     fit(files)
     target = files / "r" / "release.json"

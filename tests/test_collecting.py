@@ -335,3 +335,18 @@ def test_a_file_with_a_line_twice_is_refused(tmp_path):
     out.write_text(out.read_text() * 2)
     with pytest.raises(DataError, match=r"o\.jsonl: query_id: 't0' occurs more than once"):
         collect(queries(2), tiers(), out, portfolio=PORTFOLIO)
+
+
+def test_a_metric_may_not_know_and_may_fail_without_losing_the_answers_beside_it(tmp_path):
+    def metric(answer: str, reference: str) -> float | None:
+        if answer == "text 1":
+            raise ZeroDivisionError("no words")
+        return None if answer == "text 2" else 1.0
+
+    used = portfolio(Task("t", metric="mine"))
+    echo = {FRONTIER: lambda call: Completion(call.query.text, cost_usd=1.0)}
+    out = tmp_path / "o.jsonl"
+    with pytest.raises(ZeroDivisionError, match="no words") as caught:
+        collect(queries(4), echo, out, portfolio=used, metrics={"mine": metric})
+    assert caught.value.__notes__ == ["while scoring the answer of frontier to query 't1'"]
+    assert {m.query.id: m.outcomes[FRONTIER].quality for m in read_outcomes(out)} == {"t0": 1, "t2": None, "t3": 1}

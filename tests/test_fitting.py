@@ -12,6 +12,7 @@ from routenlp_plugins import (
     Dispatcher,
     FitOptions,
     Policy,
+    PortfolioError,
     Query,
     Release,
     RiskNotControlledError,
@@ -23,7 +24,7 @@ from routenlp_plugins.cascade.ladders import climb
 from routenlp_plugins.evaluate.outcomes import Outcome, OutcomeRow
 from routenlp_plugins.evaluate.table import task_tables
 from routenlp_plugins.evaluate.units import Split, one_row_per_unit, split
-from routenlp_plugins.fitting import replayed
+from routenlp_plugins.replaying import replayed
 from routenlp_plugins.testing import ScriptedTier
 from routenlp_plugins.types import Rung
 
@@ -210,7 +211,7 @@ def test_where_the_frontier_is_also_cheapest_nothing_leaves_it(data_folder):
 
 def test_a_task_without_evidence_is_told_what_is_missing():
     mute = [row(f"q{i}", small=(float(i % 2), None), frontier=(1.0, None)) for i in range(300)]
-    with pytest.raises(RiskNotControlledError, match="small came without confidence or log-probabilities"):
+    with pytest.raises(RiskNotControlledError, match="small came without a confidence or log-probability that"):
         fit(mute, portfolio(), alpha=0.05)
 
 
@@ -249,6 +250,47 @@ def test_alpha_can_bound_the_risk_of_the_accepted_answers():
 def test_one_promise_is_needed(settings):
     with pytest.raises(DataError, match="give alpha or retention, one of them"):
         fit(rows(10), portfolio(), **settings)
+
+
+def test_the_split_is_exact_for_each_task():
+    members = [*rows(90, 0, "a"), *rows(31, 1, "b")]
+    for seed in range(5):
+        parts = split(members, Split(), seed)
+        sizes = {name: [sum(m.query.task == task for m in of) for task in ("a", "b")] for name, of in parts.items()}
+        assert sizes == {"ordering": [36, 12], "certification": [45, 16], "reporting": [9, 3]}
+        pooled = split(members, Split(), seed, pooled=True)
+        assert [len(of) for of in pooled.values()] == [48, 61, 12]
+
+
+def test_retention_needs_a_quality_of_the_frontier():
+    members = [row(f"q{i}", small=(1.0, 0.5), frontier=(None, None)) for i in range(200)]
+    with pytest.raises(DataError, match="task 't': no answer of the frontier has a quality, so that there is nothing"):
+        fit(members, portfolio(), retention=0.9)
+
+
+def test_a_task_that_the_portfolio_has_under_another_name_is_told():
+    with pytest.raises(
+        DataError, match="task 'intent' is not in the portfolio, which has 'intnet'; give both one name"
+    ):
+        fit(rows(100, task="intent"), portfolio(Task("intnet", tiers=(FRONTIER,))), alpha=0.1)
+
+
+def test_a_cost_that_is_unknown_is_told_by_its_first_place():
+    members = rows(100)
+    for place in (70, 3, 40):
+        outcome = members[place].outcomes[SMALL]
+        mute = replace(outcome, completion=replace(outcome.completion, input_tokens=None))
+        members[place] = replace(members[place], outcomes={**members[place].outcomes, SMALL: mute})
+    with pytest.raises(PortfolioError, match="row t-3: tier 'small' has no known cost"):
+        fit(members, portfolio(), alpha=0.1)
+
+
+def test_a_pool_of_one_task_goes_as_far_as_the_task_alone():
+    members = rows(1500)
+    alone = fit(members, portfolio(), alpha=0.1).certificate.proofs[0]
+    pooled = fit(members, portfolio(), alpha=0.1, options=FitOptions(pooled=True)).certificate.proofs[0]
+    assert pooled.candidates > 20
+    assert pooled.estimate > alone.estimate - 0.02
 
 
 def test_tasks_can_be_pooled_into_one_promise():

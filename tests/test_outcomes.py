@@ -157,3 +157,14 @@ def test_the_same_file_given_twice_is_an_error(tmp_path):
     file = write_jsonl(tmp_path / "o.jsonl", record("q1"))
     with pytest.raises(DataError, match=r"o\.jsonl:1: query_id: 'q1' occurs already at .*o\.jsonl:1"):
         read_outcomes([file, file])
+
+
+@pytest.mark.parametrize(("name", "like"), [("gruop", "group"), ("propensty", "propensity"), ("Group", "group")])
+def test_a_field_that_is_misspelt_is_not_missing_without_a_word(tmp_path, name, like):
+    file = write_jsonl(tmp_path / "o.jsonl", record(**{name: "x"}))
+    with pytest.raises(DataError, match=f"o.jsonl:1: {name}: unknown field; did you mean {like}"):
+        read_outcomes(file)
+
+
+def test_fields_of_one_s_own_are_left_alone(tmp_path):
+    assert len(read_outcomes(write_jsonl(tmp_path / "o.jsonl", record(customer="x", metadata={})))) == 1

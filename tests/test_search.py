@@ -15,9 +15,9 @@ from routenlp_plugins.cascade.search import task_paths
 from routenlp_plugins.evaluate.outcomes import Outcome, OutcomeRow
 from routenlp_plugins.evaluate.table import data_hash, task_tables
 from routenlp_plugins.evaluate.units import Split, one_row_per_unit, split
-from routenlp_plugins.fitting import replayed
 from routenlp_plugins.flow import drive, route
 from routenlp_plugins.release import Release
+from routenlp_plugins.replaying import replayed
 from routenlp_plugins.types import Completion, Confidence, Rung, Term
 
 

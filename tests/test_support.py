@@ -11,8 +11,8 @@ from helpers import FRONTIER, portfolio, row, rows
 from routenlp_plugins import FitOptions, Policy, Query, Release, fit, replay
 from routenlp_plugins.cascade.ladders import climb
 from routenlp_plugins.evaluate.table import task_tables
-from routenlp_plugins.fitting import replayed
 from routenlp_plugins.flow import plan
+from routenlp_plugins.replaying import replayed
 from routenlp_plugins.support import novelty, support_of, supported
 from routenlp_plugins.types import Rung
 

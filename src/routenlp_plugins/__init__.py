@@ -27,15 +27,15 @@ if TYPE_CHECKING:
     from .evaluate.references import Reference as Reference
     from .evaluate.units import Split as Split
     from .fitting import FitOptions as FitOptions
-    from .fitting import Replay as Replay
     from .fitting import fit as fit
-    from .fitting import replay as replay
     from .portfolio import Portfolio as Portfolio
     from .portfolio import Task as Task
     from .portfolio import Tier as Tier
     from .release import Release as Release
     from .renewing import audits_after_alarm as audits_after_alarm
     from .renewing import renew as renew
+    from .replaying import Replay as Replay
+    from .replaying import replay as replay
     from .tiers.llama_cpp import LlamaCppTier as LlamaCppTier
     from .tiers.openai_compatible import OpenAICompatibleTier as OpenAICompatibleTier
     from .tiers.openai_format import alternative_scores as alternative_scores
@@ -74,10 +74,11 @@ _MODULES = {
         "TierError",
     ),
     "evaluate.units": ("Split",),
-    "fitting": ("FitOptions", "Replay", "fit", "replay"),
+    "fitting": ("FitOptions", "fit"),
     "portfolio": ("Portfolio", "Task", "Tier"),
     "release": ("Release",),
     "renewing": ("audits_after_alarm", "renew"),
+    "replaying": ("Replay", "replay"),
     "tiers.llama_cpp": ("LlamaCppTier",),
     "tiers.openai_compatible": ("OpenAICompatibleTier",),
     "tiers.openai_format": ("alternative_scores",),

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -16,6 +17,9 @@ from rich.table import Table
 from typer.core import TyperCommand
 
 from .errors import DataError, ReleaseError, RiskNotControlledError, RouteNLPError
+
+if TYPE_CHECKING:
+    from .evaluate.outcomes import OutcomeRow
 
 __all__ = ["app"]
 
@@ -90,6 +94,7 @@ def fit(
         skipped: list[DataError] = []
         rows = read_outcomes(outcomes, skip_bad_lines=skip_bad_lines, skipped=skipped)
         _show_skipped(skipped)
+        _show_unlabelled(rows)
         try:
             fitted = fit_release(
                 rows,
@@ -127,13 +132,14 @@ def replay(
     """What a release would have cost and kept on outcomes."""
     from .evaluate.outcomes import read_outcomes
     from .evaluate.table import data_hash
-    from .fitting import replay as replay_release
-    from .portfolio import Portfolio
     from .release import Release
+    from .replaying import replay as replay_release
     from .terminal import show_replay
 
     with _bad_input(as_json):
-        loaded = Release.load(release, None if portfolio is None else Portfolio.from_yaml(portfolio))
+        loaded = Release.load(release, portfolio)
+        if loaded.policy.void is not None:
+            raise ReleaseError(f"{release}: its certificate is void: {loaded.policy.void}")
         skipped: list[DataError] = []
         rows = read_outcomes(outcomes, skip_bad_lines=skip_bad_lines, skipped=skipped)
         _show_skipped(skipped)
@@ -145,6 +151,25 @@ def replay(
     show_replay(console, result)
     if loaded.certificate is not None and loaded.certificate.data_hash == data_hash(rows):
         console.print("The release was fitted on these outcomes: fresh ones will look a little worse.", highlight=False)
+
+
+@app.command(cls=_Command)
+def show(
+    release: Annotated[Path, typer.Argument(help="Folder of the release.")],
+    as_json: AsJson = None,
+) -> None:
+    """What a release decides, what it promises, and what is checked while it serves."""
+    from .release import Release
+    from .terminal import show_release
+
+    with _bad_input(as_json):
+        loaded = Release.load(release)
+    if as_json is not None:
+        certificate = loaded.certificate
+        facts = {"void": loaded.policy.void, "certificate": None if certificate is None else certificate.as_dict()}
+        _write_json(facts, as_json)
+        return
+    show_release(Console(), loaded)
 
 
 @app.command(cls=_Command)
@@ -191,8 +216,11 @@ def doctor(as_json: AsJson = None) -> None:
 def _bad_input(as_json: str | None) -> Iterator[None]:
     """Ends with code 2 and a sentence on bad input; a file for the JSON that exists already is looked for first."""
     try:
-        if as_json not in (None, "-") and Path(as_json).exists():
-            raise DataError(f"{as_json}: exists already and is not overwritten; choose a new file")
+        if as_json is not None and as_json != "-":
+            if Path(as_json).exists():
+                raise DataError(f"{as_json}: exists already and is not overwritten; choose a new file")
+            if not Path(as_json).absolute().parent.is_dir():
+                raise DataError(f"{as_json}: its folder does not exist; make it first")
         yield
     except RouteNLPError as error:
         _stop(str(error))
@@ -206,6 +234,26 @@ def _show_skipped(skipped: list[DataError]) -> None:
         console.print(f"{len(skipped)} malformed lines left out, the first of them:", highlight=False)
         for error in skipped[:5]:
             console.print(f"  {error}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _show_unlabelled(rows: Sequence[OutcomeRow]) -> None:
+    answers: Counter[str] = Counter()
+    unknown: Counter[str] = Counter()
+    for row in rows:
+        for tier, outcome in row.outcomes.items():
+            if outcome.error is None:
+                answers[tier] += 1
+                unknown[tier] += outcome.quality is None
+    console = Console(stderr=True)
+    for tier in answers:
+        if unknown[tier]:
+            console.print(
+                f"{unknown[tier]} of {answers[tier]} answers of {tier} have no quality: where a promise needs it, the "
+                "worst is assumed",
+                highlight=False,
+                markup=False,
+                soft_wrap=True,
+            )
 
 
 def _write_json(facts: Any, target: str) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
 
@@ -45,8 +46,8 @@ def collect(
         out: the ``.jsonl`` file; what is in it already must be of the same tiers and queries.
         tiers: name -> callable ``Call -> Completion``; the frontier must be among them.
         portfolio: a portfolio, or the path of its YAML file.
-        metrics: name -> function ``(answer, reference) -> quality in [0, 1]``, beside those of
-            `routenlp_plugins.evaluate.metrics`.
+        metrics: name -> function ``(answer, reference) -> quality in [0, 1]``, or None where it cannot tell, beside
+            those of `routenlp_plugins.evaluate.metrics`.
         workers: queries that are run at the same time.
         progress: whether to draw a bar on standard error if that is a terminal.
 
@@ -100,9 +101,15 @@ def collect(
                 for start in range(0, len(members), batch):
                     running = [pool.submit(run, member) for member in members[start : start + batch]]
                     # as they come: a slow call must not hold back what others were paid for
+                    failed: list[Future[OutcomeRow]] = []
                     for future in as_completed(running):
-                        yield future.result()
-                        bar.advance(step)
+                        if isinstance(future.exception(), Exception):
+                            failed.append(future)
+                        else:
+                            yield future.result()
+                            bar.advance(step)
+                    for future in failed:
+                        future.result()
 
             def new_tiers_checked(rows: Iterator[OutcomeRow]) -> Iterator[OutcomeRow]:
                 for row in rows:
@@ -183,16 +190,32 @@ def _run(
     portfolio: Portfolio,
     call: Call,
     reference: Reference,
-    score: Callable[[str, str], float],
+    score: Metric,
 ) -> Outcome:
     try:
         completion = call_tier(portfolio.tier(call.tier), function, call)
     except TierError as error:
         return Outcome(None, Completion(""), error=str(error))
-    quality = score(completion.text, reference.reference)
+    with _Place(f"while scoring the answer of {call.tier} to query {call.query.id!r}"):
+        quality = score(completion.text, reference.reference)
+    if quality is None:
+        return Outcome(None, completion)
     if not isinstance(quality, Real) or not 0 <= quality <= 1:
         raise DataError(f"query {call.query.id!r}: the metric returned {quality!r} for {call.tier}; expected [0, 1]")
     return Outcome(float(quality), completion)
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Tells errors of the user's own functions where they arose."""
+
+    note: str
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is not None:
+            error.add_note(self.note)
 
 
 def _bar(wanted: bool) -> Progress:

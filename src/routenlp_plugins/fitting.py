@@ -1,9 +1,9 @@
-"""From outcomes to a release, and back: what a release would have done on outcomes."""
+"""From outcomes to a release."""
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,20 +17,16 @@ from .cascade.risks import Retention, Risk, SelectiveViolation, Violation
 from .cascade.search import Candidate, pooled_paths, task_paths
 from .cascade.search import Path as Candidates
 from .comparing import Comparator
-from .errors import DataError, RiskNotControlledError, TierError
-from .evaluate.outcomes import Outcome, OutcomeRow, Paths, check_row, read_outcomes
-from .evaluate.table import TaskTable, check, cost_of, data_hash, known_cost, quality_floors, task_tables
+from .errors import DataError, RiskNotControlledError
+from .evaluate.outcomes import OutcomeRow, Outcomes, outcome_rows
+from .evaluate.table import TaskTable, check, cost_of, data_hash, task_tables
 from .evaluate.units import Split, check_design, one_row_per_unit, split
-from .flow import drive, route
 from .portfolio import Portfolio
 from .release import Release, fingerprint
 from .support import support_of
-from .types import Answer, Attempt, Call, Completion, Policy, Support
+from .types import Policy, Support
 
-__all__ = ["FitOptions", "Outcomes", "Replay", "fit", "outcome_rows", "replay", "replayed"]
-
-Outcomes = Paths | Sequence[OutcomeRow]
-"""Paths of outcome files, or rows already read."""
+__all__ = ["FitOptions", "fit"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +100,7 @@ def fit(
         portfolio = Portfolio.from_yaml(portfolio)
     rows = outcome_rows(outcomes)
     check_design(rows, options.smallest_propensity)
+    _check_complete(rows, portfolio, risk)
     parts = split(rows, options.split, seed, pooled=options.pooled)
     seen = Policy(portfolio.frontier, {}, support=_support(parts["ordering"], options))
     tables = _charged(task_tables(parts["ordering"], portfolio, comparators=options.comparators, policy=seen), options)
@@ -153,6 +150,24 @@ def _risk(alpha: float | None, retention: float | None, options: FitOptions) -> 
     if retention is not None:
         return Retention(retention)
     return SelectiveViolation(cast("float", alpha)) if options.selective else Violation(cast("float", alpha))
+
+
+def _check_complete(rows: Sequence[OutcomeRow], portfolio: Portfolio, risk: Risk) -> None:
+    """Before any of it is used: what is missing is told by its first place, and not by a part of the split."""
+    check(rows, portfolio)
+    judged: dict[str, bool] = {}
+    for row in rows:
+        task, reference = row.query.task or "", row.outcomes[portfolio.frontier]
+        for tier in (*portfolio.below_frontier(task), portfolio.frontier):
+            if tier in row.outcomes:
+                cost_of(row.outcomes[tier], portfolio.tier(tier), row.source)
+        judged[task] = judged.get(task, False) or reference.quality is not None
+    silent = sorted(task for task, known in judged.items() if not known)
+    if silent and isinstance(risk, Retention):
+        raise DataError(
+            f"task {silent[0]!r}: no answer of the frontier has a quality, so that there is nothing to retain; score "
+            "its answers too, or give alpha"
+        )
 
 
 def _support(rows: Sequence[OutcomeRow], options: FitOptions) -> dict[str, Support]:
@@ -244,28 +259,6 @@ def _prompts(rows: Sequence[OutcomeRow], chosen: Mapping[str, Candidate]) -> dic
     }
 
 
-def outcome_rows(outcomes: Outcomes) -> list[OutcomeRow]:
-    """The rows of these files, or these rows, none of them twice."""
-    if isinstance(outcomes, str | Path):
-        return read_outcomes(outcomes)
-    if not isinstance(outcomes, Iterable):
-        raise DataError(f"outcomes: expected paths or rows, got {outcomes!r}")
-    items = list(cast("Iterable[str | Path | OutcomeRow]", outcomes))
-    rows = [item for item in items if isinstance(item, OutcomeRow)]
-    if not items:
-        raise DataError("outcomes: empty; there is nothing to calibrate on")
-    if not rows:
-        return read_outcomes([item for item in items if not isinstance(item, OutcomeRow)])
-    if len(rows) < len(items):
-        raise DataError("outcomes: give paths or rows, not both")
-    repeated = [name for name, count in Counter(row.query.id for row in rows).items() if count > 1]
-    if repeated:
-        raise DataError(f"query_id: {repeated[0]!r} occurs more than once")
-    for row in rows:
-        check_row(row)
-    return rows
-
-
 def _evidence(paths: Sequence[Candidates]) -> dict[str, np.ndarray[Any, np.dtype[np.float64]]]:
     points = [point for path in paths for point in path]
     names = {"excess": "excess", "second_moment": "second_moment", "cost_usd": "cost"}
@@ -277,114 +270,3 @@ def _refusal(certificate: Certificate) -> str:
     lines = [f"no task can leave the frontier at {asked}:"]
     lines += [f"  {', '.join(names)}: {sentence}" for sentence, names in certificate.obstacles.items()]
     return "\n".join(lines)
-
-
-@dataclass(frozen=True, slots=True)
-class Replay:
-    """What a release would have cost and kept on recorded outcomes; ratios are against always-frontier.
-
-    Attributes:
-        quality: mean over the queries whose routed answer has a known quality; an accepted cheaper answer of
-            unknown quality counts as 0.
-        quality_ratio: against the frontier on the same queries, whose unknown quality then counts as 1; None if
-            the frontier's mean is 0.
-        cost_usd: mean USD of a query, all attempts included.
-        cost_ratio: None if always-frontier costs nothing.
-        violation_rate: share of the queries of tasks with a tau that were answered below the frontier with quality not
-            known to reach it; None where no task has one.
-    """
-
-    queries: int
-    quality: float | None
-    quality_ratio: float | None
-    cost_usd: float
-    cost_ratio: float | None
-    tier_share: dict[str, float]
-    escalation_rate: float
-    violation_rate: float | None
-    violation_rate_by_task: dict[str, float]
-    certificate: dict[str, Any] | None
-
-    def as_dict(self) -> dict[str, Any]:
-        """In JSON types."""
-        return {name: getattr(self, name) for name in self.__slots__}
-
-
-def replay(outcomes: Outcomes, release: Release, comparators: Mapping[str, Comparator] | None = None) -> Replay:
-    """Run the release's own flow over recorded outcomes.
-
-    Raises:
-        DataError: outcomes are malformed, or a query has no outcome of a tier the release would call.
-        PortfolioError: the cost of a call is not known.
-    """
-    rows = outcome_rows(outcomes)
-    check(rows, release.portfolio)
-    floors = quality_floors(rows, release.portfolio)
-    ends = [_end(row, release, comparators) for row in rows]
-    tasks: dict[str, list[bool]] = defaultdict(list)
-    frontier = release.portfolio.frontier
-    pairs: list[tuple[float, float]] = []
-    for row, (tier, _) in zip(rows, ends, strict=True):
-        quality, reference = row.outcomes[tier].quality, row.outcomes[frontier].quality
-        task = row.query.task or ""
-        below, tau = tier != frontier, floors[task]
-        if tau is not None:
-            tasks[task].append(below and not (quality is not None and quality >= tau))
-        if below:
-            pairs.append((quality or 0.0, 1.0 if reference is None else reference))
-        elif quality is not None:
-            pairs.append((quality, quality))
-    spent = float(np.mean([_spent(row, made, release.portfolio) for row, (_, made) in zip(rows, ends, strict=True)]))
-    always = float(
-        np.mean([cost_of(row.outcomes[frontier], release.portfolio.tier(frontier), row.source) for row in rows])
-    )
-    shares = Counter(tier for tier, _ in ends)
-    routed, kept = (float(np.mean(side)) for side in zip(*pairs, strict=True)) if pairs else (None, None)
-    violations = [bad for of in tasks.values() for bad in of]
-    return Replay(
-        queries=len(rows),
-        quality=routed,
-        quality_ratio=routed / kept if routed is not None and kept else None,
-        cost_usd=spent,
-        cost_ratio=spent / always if always else None,
-        tier_share={name: shares[name] / len(rows) for name in release.portfolio.names},
-        escalation_rate=float(np.mean([len(made) > 1 for _, made in ends])),
-        violation_rate=float(np.mean(violations)) if violations else None,
-        violation_rate_by_task={task: float(np.mean(of)) for task, of in sorted(tasks.items())},
-        certificate=None if release.certificate is None else release.certificate.as_dict(),
-    )
-
-
-def _end(
-    row: OutcomeRow, release: Release, comparators: Mapping[str, Comparator] | None
-) -> tuple[str, tuple[Attempt, ...]]:
-    """The tier that a climb ends at and all attempts; a frontier that had failed ends it without an answer."""
-    try:
-        answer = replayed(row, release, comparators)
-    except TierError as error:
-        return release.portfolio.frontier, error.attempts
-    return answer.tier, answer.trace.attempts
-
-
-def _spent(row: OutcomeRow, attempts: Sequence[Attempt], portfolio: Portfolio) -> float:
-    """USD of all attempts, failed ones included where their cost was recorded."""
-    return sum(cost_of(row.outcomes[a.tier], portfolio.tier(a.tier), row.source) for a in attempts)
-
-
-def replayed(row: OutcomeRow, release: Release, comparators: Mapping[str, Comparator] | None = None) -> Answer:
-    """What a release would have answered, from the recorded outcomes of one query.
-
-    Raises:
-        DataError: there is no outcome of a tier that it calls.
-        TierError: the frontier had failed.
-    """
-
-    def recorded(call: Call) -> Completion:
-        outcome: Outcome | None = row.outcomes.get(call.tier)
-        if outcome is None:
-            raise DataError(f"{row.source or row.query.id}: no outcome of tier {call.tier!r}, which the release calls")
-        if outcome.error is not None:
-            raise TierError(outcome.error, call.tier)
-        return replace(outcome.completion, cost_usd=known_cost(outcome, release.portfolio.tier(call.tier)))
-
-    return drive(route(release.policy, row.seen, comparators), recorded)

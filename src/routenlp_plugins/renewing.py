@@ -16,10 +16,9 @@ from .cascade.search import Candidate, Point
 from .cascade.search import Path as Candidates
 from .comparing import Comparator
 from .errors import DataError, RiskNotControlledError
-from .evaluate.outcomes import OutcomeRow
+from .evaluate.outcomes import OutcomeRow, Outcomes, outcome_rows
 from .evaluate.table import data_hash, task_tables
 from .evaluate.units import check_design, one_row_per_unit
-from .fitting import Outcomes, outcome_rows
 from .release import Release, fingerprint
 from .types import Policy
 from .watching import Watch, excess_of

@@ -7,8 +7,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from .fitting import Replay
 from .release import Release
+from .replaying import Replay
 from .types import Rung
 
 __all__ = ["show_release", "show_replay"]
@@ -40,6 +40,29 @@ def show_release(console: Console, release: Release) -> None:
     certified = ", ".join(certificate.certified)
     promise = f"Certified for {certified}: {certificate.claim}" if certified else "No task can leave the frontier."
     console.print(promise, highlight=False, markup=False)
+    if release.policy.void is not None:
+        console.print(f"The certificate is void: {release.policy.void}", highlight=False, markup=False)
+    elif certified:
+        console.print(f"Checked while serving: {'; '.join(_guards(release))}", highlight=False, markup=False)
+
+
+def _guards(release: Release) -> list[str]:
+    """What voids the certificate at run time, and what cannot."""
+    policy = release.policy
+    tasks = [task for task, rungs in policy.ladders.items() if rungs]
+    tiers = list(dict.fromkeys(rung.tier for task in tasks for rung in policy.ladders[task]))
+    checks = (
+        ("the models of", tiers, policy.models, "its answers did not always say"),
+        ("prompts and options for", tasks, policy.prompts, "they varied or were not recorded"),
+        ("whether queries are like those of", tasks, policy.support, "too few texts, or turned off"),
+    )
+    lines = []
+    for what, names, known, reason in checks:
+        checked = [name for name in names if name in known]
+        missing = [name for name in names if name not in known]
+        line = f"{what} {', '.join(checked) or 'nothing'}"
+        lines.append(f"{line} (not {', '.join(missing)}: {reason})" if missing else line)
+    return lines
 
 
 def show_replay(console: Console, result: Replay) -> None:

@@ -12,8 +12,8 @@ from .cascade.risks import Answered, Risk, risk_of
 from .comparing import Comparator
 from .errors import DataError, TierError
 from .evaluate.outcomes import OutcomeRow
-from .fitting import replayed
 from .release import Release
+from .replaying import replayed
 
 __all__ = ["Watch", "excess_of"]
 

@@ -60,7 +60,7 @@ class Certificate:
         risk, level: what is bounded, and by how much.
         scope: whether each task keeps the promise, or the stream of all tasks together.
         data_hash: SHA-256 of the outcomes; see `routenlp_plugins.evaluate.table.data_hash`.
-        seed, ordering, reporting: what the split can be made again from; see `routenlp_plugins.evaluate.table.split`.
+        seed, ordering, reporting: what the split can be made again from; see `routenlp_plugins.evaluate.units.split`.
         portfolio, policy: fingerprints of what it speaks about.
         date: day of the proof, ISO 8601.
         groups: whether rows carried groups; it speaks of a query drawn from a random group then.
@@ -119,7 +119,8 @@ class Certificate:
             return f"{bound}; the estimate is too near to what is asked for to say how many rows would do"
         if proof.labels_needed:
             in_all = ceil(proof.labels_needed / (1 - self.ordering - self.reporting))
-            return f"{bound}; about {proof.labels_needed} certification rows would do, {in_all} outcomes in all"
+            least = "about" if proof.tested else "at least"
+            return f"{bound}; {least} {proof.labels_needed} certification rows would do, {in_all} outcomes in all"
         return f"{bound}; more outcomes would not help" if proof.tested else bound
 
     def as_dict(self) -> dict[str, Any]:

@@ -122,8 +122,8 @@ def _hopeless(risk: Risk, stream: Stream, paths: Sequence[Path], share: float) -
         reason = "no policy below the frontier looked cheap and safe enough on the ordering split"
         if mute:
             reason += (
-                f"; {', '.join(mute)} came without confidence or log-probabilities, so that its answers cannot be told "
-                "apart: have them recorded (logprobs=True)"
+                f"; {', '.join(mute)} came without a confidence or log-probability that tells one answer from another: "
+                "have them recorded (logprobs=True)"
             )
     length = sum(map(len, paths))
     return Proof(

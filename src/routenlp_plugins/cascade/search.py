@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from math import ceil, inf, sqrt
 from typing import TypeVar
 
@@ -104,21 +105,46 @@ def pooled_paths(tables: Mapping[str, TaskTable], risk: Risk, seed: int = 0) -> 
         options[task] = [stay, *_unbeaten(_kept(table, risk, seed))]
     paths = []
     for families in ((TASK_TABLE,), tuple({c.family for found in options.values() for c in found} - {TASK_TABLE})):
-        points: dict[tuple[int, ...], Point] = {}
         mine = {task: [c for c in found if c.family in ("", *families)] for task, found in options.items()}
-        unit = max(found[0].cost for found in mine.values()) or 1.0
-        for price in unit * np.geomspace(0.01, 1e4, 4 * PATH_LENGTH):
-            best = {task: min(found, key=lambda c: c.cost + price * c.excess) for task, found in mine.items()}
-            key = tuple(mine[task].index(c) for task, c in best.items())
-            if any(key) and key not in points:
-                share = {task: len(tables[task]) / n for task in best}
-                sums = [
-                    sum(share[task] * getattr(c, name) for task, c in best.items())
-                    for name in ("excess", "second_moment", "cost")
-                ]
-                points[key] = Point({task: c for task, c in best.items() if c.rungs}, *sums)
-        paths.append(_path([p for p in points.values() if p.excess <= _margin(risk)]))
+        steps = _in_steps(mine, [dict.fromkeys(mine, 0), *_at_all_prices(mine)])
+        points = [_together(mine, places, {task: len(tables[task]) / n for task in mine}) for places in steps]
+        paths.append(_path([p for p in points if p.candidates and p.excess <= _margin(risk)]))
     return paths[0], paths[1]
+
+
+Places = Mapping[str, int]
+"""Task -> which of its candidates it takes; 0 is the frontier."""
+
+
+def _at_all_prices(options: Mapping[str, Sequence[Candidate]]) -> list[Places]:
+    """What is best for every task at a price of risk, from dear to cheap."""
+    unit = max(found[0].cost for found in options.values()) or 1.0
+    prices = unit * np.geomspace(1e4, 0.01, 4 * PATH_LENGTH)
+    at = [
+        {task: min(range(len(of)), key=lambda i: of[i].cost + price * of[i].excess) for task, of in options.items()}
+        for price in prices
+    ]
+    return list({tuple(places.values()): places for places in at}.values())
+
+
+def _in_steps(options: Mapping[str, Sequence[Candidate]], corners: Sequence[Places]) -> Iterator[Places]:
+    """From corner to corner, one task after the other, through its candidates in between."""
+    for before, after in pairwise(corners):
+        now = dict(before)
+        for task, last in after.items():
+            dear, cheap = options[task][now[task]].cost, options[task][last].cost
+            between = [i for i, c in enumerate(options[task]) if cheap < c.cost < dear]
+            for place in (*sorted(between, key=lambda i: -options[task][i].cost), last):
+                now[task] = place
+                yield dict(now)
+
+
+def _together(options: Mapping[str, Sequence[Candidate]], places: Places, share: Mapping[str, float]) -> Point:
+    taken = {task: options[task][place] for task, place in places.items()}
+    sums = [
+        sum(share[task] * getattr(c, name) for task, c in taken.items()) for name in ("excess", "second_moment", "cost")
+    ]
+    return Point({task: c for task, c in taken.items() if c.rungs}, *sums)
 
 
 def _signal(policy: Candidate | Point) -> float:

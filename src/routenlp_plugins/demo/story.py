@@ -23,8 +23,9 @@ from ..errors import PortfolioError, RiskNotControlledError
 from ..evaluate.metrics import metric
 from ..evaluate.outcomes import OutcomeRow, read_outcomes
 from ..evaluate.table import task_tables
-from ..fitting import fit, replay
+from ..fitting import fit
 from ..release import Release
+from ..replaying import replay
 from ..terminal import show_release
 from ..testing import ScriptedServer
 from ..tiers.boundary import TierCallable, call_tier, sync_form

@@ -8,10 +8,13 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, TextIO
+from typing import Annotated, Any, TextIO, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -21,10 +24,13 @@ from ..types import Completion, Query
 __all__ = [
     "Outcome",
     "OutcomeRow",
+    "Outcomes",
     "Paths",
     "check_row",
+    "check_spelling",
     "first_problem",
     "outcome_line",
+    "outcome_rows",
     "parse_outcome_line",
     "read_lines",
     "read_outcomes",
@@ -84,6 +90,10 @@ class OutcomeRow:
         return f"group:{self.group}" if self.group is not None else f"query:{self.query.id}"
 
 
+Outcomes = Paths | Sequence[OutcomeRow]
+"""Paths of outcome files, or rows already read."""
+
+
 class _Outcome(BaseModel):
     # a misspelt field would be missing evidence
     model_config = ConfigDict(strict=True, allow_inf_nan=False, extra="forbid")
@@ -104,7 +114,8 @@ class _Outcome(BaseModel):
 
 
 class _Row(BaseModel):
-    model_config = ConfigDict(strict=True, allow_inf_nan=False, extra="ignore")
+    # other fields are the user's own; one that looks like ours is not
+    model_config = ConfigDict(strict=True, allow_inf_nan=False, extra="allow")
 
     query_id: Annotated[str, Field(min_length=1)]
     task: Annotated[str, Field(min_length=1)]
@@ -150,6 +161,28 @@ def read_outcomes(
             rows.append(row)
     if not rows:
         raise DataError(f"{', '.join(map(str, files)) or 'no file'}: no outcomes found")
+    return rows
+
+
+def outcome_rows(outcomes: Outcomes) -> list[OutcomeRow]:
+    """The rows of these files, or these rows, none of them twice."""
+    if isinstance(outcomes, str | Path):
+        return read_outcomes(outcomes)
+    if not isinstance(outcomes, Iterable):
+        raise DataError(f"outcomes: expected paths or rows, got {outcomes!r}")
+    items = list(cast("Iterable[str | Path | OutcomeRow]", outcomes))
+    rows = [item for item in items if isinstance(item, OutcomeRow)]
+    if not items:
+        raise DataError("outcomes: empty; there is nothing to calibrate on")
+    if not rows:
+        return read_outcomes([item for item in items if not isinstance(item, OutcomeRow)])
+    if len(rows) < len(items):
+        raise DataError("outcomes: give paths or rows, not both")
+    repeated = [name for name, count in Counter(row.query.id for row in rows).items() if count > 1]
+    if repeated:
+        raise DataError(f"query_id: {repeated[0]!r} occurs more than once")
+    for row in rows:
+        check_row(row)
     return rows
 
 
@@ -236,6 +269,23 @@ def _open(path: Path) -> TextIO:
     return path.open(encoding="utf-8")
 
 
+def check_spelling(row: BaseModel, source: str) -> None:
+    """Refuse a field that is none of a line's but looks like one: it would be missing without a word.
+
+    Raises:
+        DataError: names the place, the field and what it looks like.
+    """
+    for name in row.model_extra or ():
+        like = _looks_like(name, tuple(type(row).model_fields))
+        if like is not None:
+            raise DataError(f"{source}: {name}: unknown field; did you mean {like}?")
+
+
+@lru_cache(1000)
+def _looks_like(name: str, known: tuple[str, ...]) -> str | None:
+    return next(iter(get_close_matches(name.lower(), known, n=1, cutoff=0.75)), None)
+
+
 def first_problem(error: ValidationError) -> str:
     """The first field that is wrong and what is wrong with it, in a line."""
     first = error.errors(include_url=False)[0]
@@ -257,6 +307,7 @@ def parse_outcome_line(line: str, source: str) -> OutcomeRow:
         if first["type"] == "json_invalid":
             raise DataError(f"{source}: not a complete JSON object ({first['ctx']['error']})") from None
         raise DataError(f"{source}: {first_problem(error)}, got {_short(first['input'])}") from None
+    check_spelling(row, source)
     return OutcomeRow(
         query=Query(row.text or "", task=row.task, id=row.query_id),
         outcomes={tier: _outcome(facts) for tier, facts in row.outcomes.items()},

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..errors import DataError
 from ..types import Query
-from .outcomes import Paths, first_problem, read_lines
+from .outcomes import Paths, check_spelling, first_problem, read_lines
 
 __all__ = ["Reference", "read_references"]
 
@@ -41,7 +41,7 @@ def read_references(paths: Paths) -> list[Reference]:
 
 
 class _Reference(BaseModel):
-    model_config = ConfigDict(strict=True, extra="ignore")
+    model_config = ConfigDict(strict=True, extra="allow")
 
     query_id: Annotated[str, Field(min_length=1)]
     task: Annotated[str, Field(min_length=1)]
@@ -56,4 +56,5 @@ def _reference(line: str, source: str) -> Reference:
         row = _Reference.model_validate_json(line)
     except ValidationError as error:
         raise DataError(f"{source}: {first_problem(error)}") from None
+    check_spelling(row, source)
     return Reference(Query(row.text, task=row.task, id=row.query_id), row.reference, row.metric, row.group)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from hashlib import sha256
 from itertools import combinations, groupby
 
@@ -129,8 +130,17 @@ def check(rows: Sequence[OutcomeRow], portfolio: Portfolio) -> None:
     """Refuse outcomes that the portfolio has no place for.
 
     Raises:
-        DataError: an outcome names an unknown tier, or the frontier's outcome is missing.
+        DataError: an outcome names an unknown tier, the frontier's outcome is missing, or a task is none of the
+            portfolio's but looks like one.
     """
+    tasks = [task.name for task in portfolio.tasks]
+    for name in sorted({_task_of(row) for row in rows} - set(tasks)):
+        like = get_close_matches(name, tasks, n=1, cutoff=0.75)
+        if like:
+            source = next(row.source for row in rows if _task_of(row) == name)
+            raise DataError(
+                f"{source}: task {name!r} is not in the portfolio, which has {like[0]!r}; give both one name"
+            )
     for row in rows:
         unknown = [tier for tier in row.outcomes if tier not in portfolio.names]
         if unknown:
