@@ -6,9 +6,9 @@ on, the tier that answers most gives a wrong answer to a share of the queries it
 
 - nothing: the policy serves on;
 - weekly: at the end of day 7 a new release is fitted on the audits of that week, whatever they say;
-- watched: an anytime-valid monitor; after its alarm the frontier answers. At the end of each day `renew` is tried, and
-  `fit` on the audits since the alarm, until one of them certifies a policy; and again for a cheaper one whenever these
-  audits have grown by half. All tries share one delta.
+- watched: an anytime-valid monitor; after its alarm the frontier answers. At the end of each day `renew` is called,
+  with half of delta for all its looks, and whenever the audits since the alarm have grown by half `fit` on them, with
+  the other half. What is cheapest serves.
 
     ROUTENLP_DATA=... python benchmarks/shift.py
 """

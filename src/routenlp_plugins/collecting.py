@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from numbers import Real
 from pathlib import Path
 
@@ -63,70 +64,128 @@ def collect(
         portfolio = Portfolio.from_yaml(portfolio)
     functions = _functions(tiers, portfolio)
     references = _references(queries)
-    score = {r.query.id: _scorer(r, portfolio, metrics) for r in references}
+    scorers = {r.query.id: _scorer(r, portfolio, metrics) for r in references}
     target = Path(out).resolve()
     target.parent.mkdir(parents=True, exist_ok=True)
-    with locked(target):
+    with locked(target), _bar(progress) as bar:
         done = finished_rows(target, functions, references)
-        wanted = {r.query.id: _wanted(r, functions, portfolio) for r in references}
-        again = [r for r in references if r.query.id in done and not _answered(done[r.query.id]) >= wanted[r.query.id]]
+        collection = _Collection(functions, portfolio, scorers, done, target)
+        again = [r for r in references if r.query.id in done and not collection.finished(r)]
         waiting = [r for r in references if r.query.id not in done]
-
-        def run(reference: Reference) -> OutcomeRow:
-            query = reference.query
-            before = done[query.id].outcomes if query.id in done else {}
-            outcomes = {
-                name: before[name]
-                if name in before and before[name].error is None
-                else _run(function, portfolio, Call(name, query), reference, score[query.id])
-                for name, function in functions.items()
-                if name in wanted[query.id]
-            }
-            asked = [o.completion.asked for o in outcomes.values()] + [
-                done[query.id].asked if query.id in done else None
-            ]
-            return OutcomeRow(
-                query,
-                outcomes,
-                reference=reference.reference,
-                group=reference.group,
-                asked=next((text for text in asked if text not in (None, query.text)), None),
-            )
-
-        with ThreadPoolExecutor(max(workers, 1)) as pool, _bar(progress) as bar:
-            step = bar.add_task("collecting outcomes", total=len(references), completed=len(done) - len(again))
-
-            def rows_of(members: list[Reference]) -> Iterator[OutcomeRow]:
-                batch = 4 * max(workers, 1)
-                for start in range(0, len(members), batch):
-                    running = [pool.submit(run, member) for member in members[start : start + batch]]
-                    # as they come: a slow call must not hold back what others were paid for
-                    failed: list[Future[OutcomeRow]] = []
-                    for future in as_completed(running):
-                        if isinstance(future.exception(), Exception):
-                            failed.append(future)
-                        else:
-                            yield future.result()
-                            bar.advance(step)
-                    for future in failed:
-                        future.result()
-
-            def new_tiers_checked(rows: Iterator[OutcomeRow]) -> Iterator[OutcomeRow]:
-                for row in rows:
-                    yield row
-                    # what failed on this query before may always do
-                    before = done[row.query.id].outcomes
-                    _check_streak(streak, {t: o for t, o in row.outcomes.items() if t not in before}, target)
-
-            streak = dict.fromkeys(functions, 0)
-            with target.open("a", encoding="utf-8") as file:
-                for row in rows_of(waiting):
-                    file.write(outcome_line(row) + "\n")
-                    file.flush()
-                    _check_streak(streak, row.outcomes, target)
-            if again:
-                replace_rows(target, new_tiers_checked(rows_of(again)))
+        step = bar.add_task("collecting outcomes", total=len(references), completed=len(done) - len(again))
+        with target.open("a", encoding="utf-8") as file:
+            for row in collection.rows(waiting, max(workers, 1)):
+                file.write(outcome_line(row) + "\n")
+                file.flush()
+                bar.advance(step)
+                collection.check_streak(row)
+        if again:
+            replace_rows(target, collection.rows_again(again, max(workers, 1), lambda: bar.advance(step)))
     return len(again) + len(waiting)
+
+
+@dataclass(slots=True)
+class _Collection:
+    """Tiers over queries, beside the rows that are there already.
+
+    Attributes:
+        scorers: id of a query -> its metric.
+        streak: tier -> how often it failed in a row.
+    """
+
+    functions: Mapping[str, SyncTierCallable]
+    portfolio: Portfolio
+    scorers: Mapping[str | None, Metric]
+    done: Mapping[str | None, OutcomeRow]
+    target: Path
+    streak: Counter[str] = field(default_factory=Counter)
+
+    def wanted(self, reference: Reference) -> list[str]:
+        """The tiers that are to answer a query."""
+        may = {*self.portfolio.below_frontier(reference.query.task or ""), self.portfolio.frontier}
+        return [name for name in self.functions if name in may]
+
+    def finished(self, reference: Reference) -> bool:
+        """Whether all of them have answered it."""
+        return set(self._answered(reference)) >= set(self.wanted(reference))
+
+    def row(self, reference: Reference) -> OutcomeRow:
+        """Ask the tiers that have not answered yet."""
+        query, before = reference.query, self.done.get(reference.query.id)
+        answered = self._answered(reference)
+        outcomes = {
+            name: answered[name] if name in answered else self._outcome(Call(name, query), reference)
+            for name in self.wanted(reference)
+        }
+        asked = [*(outcome.completion.asked for outcome in outcomes.values()), None if before is None else before.asked]
+        return OutcomeRow(
+            query,
+            outcomes,
+            reference=reference.reference,
+            group=reference.group,
+            asked=next((text for text in asked if text not in (None, query.text)), None),
+        )
+
+    def rows(self, references: Sequence[Reference], workers: int) -> Iterator[OutcomeRow]:
+        """As they come: a slow call must not hold back what others were paid for, nor a metric that fails."""
+        batch = 4 * workers
+        with ThreadPoolExecutor(workers) as pool:
+            for start in range(0, len(references), batch):
+                running = [pool.submit(self.row, reference) for reference in references[start : start + batch]]
+                failed: list[Future[OutcomeRow]] = []
+                for future in as_completed(running):
+                    if isinstance(future.exception(), Exception):
+                        failed.append(future)
+                    else:
+                        yield future.result()
+                for future in failed:
+                    future.result()
+
+    def rows_again(
+        self, references: Sequence[Reference], workers: int, advance: Callable[[], None]
+    ) -> Iterator[OutcomeRow]:
+        """Rows that are there already, with the answers they lack."""
+        for row in self.rows(references, workers):
+            yield row
+            advance()
+            # what failed on this query before may always do
+            before = self.done[row.query.id].outcomes
+            self.check_streak(replace(row, outcomes={t: o for t, o in row.outcomes.items() if t not in before}))
+
+    def check_streak(self, row: OutcomeRow) -> None:
+        """Stop if a tier is down.
+
+        Raises:
+            TierError: it has failed too often in a row.
+        """
+        for tier, outcome in row.outcomes.items():
+            self.streak[tier] = 0 if outcome.error is None else self.streak[tier] + 1
+            if self.streak[tier] >= MAX_FAILURES_IN_A_ROW:
+                raise TierError(
+                    f"tier {tier!r} failed {self.streak[tier]} times in a row, last with {outcome.error!r}; the "
+                    f"outcomes so far are in {self.target}; mend the tier and run again: what failed is tried again, "
+                    "what did not is kept",
+                    tier,
+                )
+
+    def _answered(self, reference: Reference) -> dict[str, Outcome]:
+        before = self.done.get(reference.query.id)
+        return {} if before is None else {t: o for t, o in before.outcomes.items() if o.error is None}
+
+    def _outcome(self, call: Call, reference: Reference) -> Outcome:
+        try:
+            completion = call_tier(self.portfolio.tier(call.tier), self.functions[call.tier], call)
+        except TierError as error:
+            return Outcome(None, Completion(""), error=str(error))
+        with _Place(f"while scoring the answer of {call.tier} to query {call.query.id!r}"):
+            quality = self.scorers[call.query.id](completion.text, reference.reference)
+        if quality is None:
+            return Outcome(None, completion)
+        if not isinstance(quality, Real) or not 0 <= quality <= 1:
+            raise DataError(
+                f"query {call.query.id!r}: the metric returned {quality!r} for {call.tier}; expected [0, 1]"
+            )
+        return Outcome(float(quality), completion)
 
 
 def _references(queries: Iterable[Reference] | Paths) -> list[Reference]:
@@ -176,35 +235,6 @@ def _scorer(reference: Reference, portfolio: Portfolio, metrics: Mapping[str, Me
     return score
 
 
-def _wanted(reference: Reference, functions: Mapping[str, object], portfolio: Portfolio) -> set[str]:
-    """The tiers that are to answer a query."""
-    return {*portfolio.below_frontier(reference.query.task or ""), portfolio.frontier} & set(functions)
-
-
-def _answered(row: OutcomeRow) -> set[str]:
-    return {tier for tier, outcome in row.outcomes.items() if outcome.error is None}
-
-
-def _run(
-    function: SyncTierCallable,
-    portfolio: Portfolio,
-    call: Call,
-    reference: Reference,
-    score: Metric,
-) -> Outcome:
-    try:
-        completion = call_tier(portfolio.tier(call.tier), function, call)
-    except TierError as error:
-        return Outcome(None, Completion(""), error=str(error))
-    with _Place(f"while scoring the answer of {call.tier} to query {call.query.id!r}"):
-        quality = score(completion.text, reference.reference)
-    if quality is None:
-        return Outcome(None, completion)
-    if not isinstance(quality, Real) or not 0 <= quality <= 1:
-        raise DataError(f"query {call.query.id!r}: the metric returned {quality!r} for {call.tier}; expected [0, 1]")
-    return Outcome(float(quality), completion)
-
-
 @dataclass(frozen=True, slots=True)
 class _Place:
     """Tells errors of the user's own functions where they arose."""
@@ -222,14 +252,3 @@ def _bar(wanted: bool) -> Progress:
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     return Progress(*columns, console=console, disable=not (wanted and console.is_terminal))
-
-
-def _check_streak(streak: dict[str, int], outcomes: Mapping[str, Outcome], target: Path) -> None:
-    for tier, outcome in outcomes.items():
-        streak[tier] = 0 if outcome.error is None else streak[tier] + 1
-        if streak[tier] >= MAX_FAILURES_IN_A_ROW:
-            raise TierError(
-                f"tier {tier!r} failed {streak[tier]} times in a row, last with {outcome.error!r}; the outcomes so far "
-                f"are in {target}; mend the tier and run again: what failed is tried again, what did not is kept",
-                tier,
-            )

@@ -9,8 +9,8 @@ from ..errors import DataError
 
 __all__ = ["METRICS", "Metric", "metric"]
 
-Metric = Callable[[str, str], float]
-"""(answer, reference) -> quality in [0, 1]."""
+Metric = Callable[[str, str], float | None]
+"""(answer, reference) -> quality in [0, 1]; None where it cannot tell."""
 
 METRICS: Mapping[str, Metric] = {"accuracy": same_label, "rouge_l": rouge_l, "entity_f1": entity_f1}
 
