@@ -20,7 +20,7 @@ from ..cascade.risks import Retention
 from ..cascade.search import pooled_paths
 from ..collecting import collect
 from ..errors import PortfolioError, RiskNotControlledError
-from ..evaluate.metrics import metric
+from ..evaluate.metrics import METRICS
 from ..evaluate.outcomes import OutcomeRow, read_outcomes
 from ..evaluate.table import task_tables
 from ..fitting import fit
@@ -141,7 +141,7 @@ def _second_day(chain: DemoChain, frontier: TierCallable, workload: Workload) ->
     console = Console(stderr=True)
     day = []
     for reference in track(workload.second_day, "second day", console=console, disable=not console.is_terminal):
-        score = metric(workload.portfolio.task(reference.query.task or "").metric or "accuracy")
+        score = METRICS[workload.portfolio.task(reference.query.task or "").metric or "accuracy"]
         text, decision = chain.ask(reference.query)
         baseline = call_tier(tier, alone, Call(FRONTIER, reference.query))
         day.append(

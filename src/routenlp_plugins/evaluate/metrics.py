@@ -12,7 +12,11 @@ __all__ = ["METRICS", "Metric", "metric"]
 Metric = Callable[[str, str], float | None]
 """(answer, reference) -> quality in [0, 1]; None where it cannot tell."""
 
-METRICS: Mapping[str, Metric] = {"accuracy": same_label, "rouge_l": rouge_l, "entity_f1": entity_f1}
+METRICS: Mapping[str, Callable[[str, str], float]] = {
+    "accuracy": same_label,
+    "rouge_l": rouge_l,
+    "entity_f1": entity_f1,
+}
 
 
 def metric(name: str, own: Mapping[str, Metric] | None = None) -> Metric:
