@@ -539,3 +539,30 @@ async def test_a_model_and_a_chain_are_audited(tmp_path):
         assert {member.query.text for member in members} == {"q"}
         assert {(m.outcomes[SMALL].quality, m.outcomes[FRONTIER].quality) for m in members} == {(0.0, 1.0)}
         assert routed.expired == {}
+
+
+def test_a_cache_does_not_answer_for_the_samples_of_a_tier():
+    class Wavering(Scripted):
+        asked: list[int] = []
+
+        def _generate(self, messages: Any, stop: Any = None, run_manager: Any = None, **kw: Any) -> ChatResult:
+            self.asked.append(1)
+            return ChatResult(generations=[ChatGeneration(message=AIMessage(f"answer {len(self.asked)}"))])
+
+    wavering = Wavering(model="m")
+    set_llm_cache(InMemoryCache())
+    try:
+        llm = router(SelfConsistentTier(wavering, samples=3), used=release(Rung(SMALL)))
+        attempt = decided(llm, [HumanMessage("q")])["attempts"][0]
+    finally:
+        set_llm_cache(None)
+    assert (len(wavering.asked), attempt["scores"]) == (3, {"self_consistency": 0.0})
+
+
+def test_a_frontier_inside_a_tier_that_adds_scores_raises_its_own_error():
+    class Limited(Scripted):
+        def _generate(self, messages: Any, stop: Any = None, run_manager: Any = None, **kw: Any) -> ChatResult:
+            raise PermissionError("quota")
+
+    with pytest.raises(PermissionError, match="quota"):
+        router(frontier=ScoredTier(Limited(model="m"), {}), used=release()).invoke("q")

@@ -28,6 +28,7 @@ from routenlp_plugins import (
     Query,
     Release,
     TierError,
+    WrappingTier,
 )
 
 from .messages import answer_message, query_of
@@ -295,7 +296,10 @@ def _errors_of_the_frontier(dispatcher: Dispatcher) -> Iterator[None]:
         yield
     except TierError as error:
         own = error.__cause__.__cause__ if error.__cause__ else None
-        if own is None or not isinstance(dispatcher.tiers[error.tier], LangChainTier):
+        tier = dispatcher.tiers[error.tier]
+        while isinstance(tier, WrappingTier):
+            tier = tier.tier
+        if own is None or not isinstance(tier, LangChainTier):
             raise
         own.add_note(f"routenlp: {error}")
         raise own from own.__cause__

@@ -9,7 +9,7 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 from langchain_core.runnables import Runnable, RunnableBinding
 
-from routenlp_plugins import Call, Completion, PortfolioError, WrappingTier
+from routenlp_plugins import Call, Completion, PortfolioError, SelfConsistentTier, WrappingTier
 
 from .messages import completion_of
 
@@ -49,7 +49,11 @@ class LangChainTier:
             PortfolioError: it is neither.
         """
         if isinstance(tier, WrappingTier):
-            return tier.around(cls.of(name, tier.tier))
+            inner = cls.of(name, tier.tier)
+            if isinstance(tier, SelfConsistentTier) and isinstance(inner, cls):
+                # a cache would answer every sample with the first
+                inner = replace(inner, model=inner.model.model_copy(update={"cache": False}))
+            return tier.around(inner)
         options: dict[str, Any] = {}
         model = tier
         while isinstance(model, RunnableBinding):
