@@ -61,13 +61,14 @@ def monte_carlo(risk: Risk, draws: int, n: int, tasks: int) -> tuple[int, int, f
     tables = task_tables(ordering, portfolio())
     paths = {task: task_paths(table, risk) for task, table in tables.items()}
     folds = task_tables(population, portfolio(), like=tables)
+    everything = {task: Stream({task: table}) for task, table in folds.items()}
     rng = np.random.default_rng(7)
     exceeding = refused = 0
     costs = []
     for _ in range(draws):
         streams = [(Stream({task: drawn(table, rng, n)}), paths[task]) for task, table in folds.items()]
         chosen, _ = certify(risk, streams, DELTA)
-        on_all = [Stream({task: folds[task]}).under({task: candidate}) for task, candidate in chosen.items()]
+        on_all = [everything[task].under({task: candidate}) for task, candidate in chosen.items()]
         exceeding += any(risk.excess(policy).mean() > 0 for policy in on_all)
         refused += not chosen
         costs += [policy.cost_ratio for policy in on_all]
