@@ -38,7 +38,7 @@ test: $(DEV)/.installed
 	$(DEV)/bin/python -m pytest -q
 
 test-long: $(DEV)/.installed
-	$(DEV)/bin/python -m pytest -q -m long --timeout 3600
+	$(DEV)/bin/python -m pytest -q -m long -o faulthandler_timeout=3600
 	$(DEV)/bin/python benchmarks/guarantees.py
 
 check: $(DEV)/.installed
