@@ -62,6 +62,14 @@ class TestTextClassifier:
         assert loaded.labels == classifier.labels
         assert np.array_equal(loaded.probabilities(texts), classifier.probabilities(texts))
 
+    def test_another_classifier_is_another_model(self, classifier, labelled, tmp_path):
+        texts, labels = labelled
+        loaded = TextClassifierTier.load(classifier.save(tmp_path / "c.safetensors"))
+        other = TextClassifierTier.train(texts[1:], labels[1:])
+        models = [tier(Call(SMALL, Query("hi"))).model for tier in (classifier, loaded, other)]
+        assert models[0] == models[1] != models[2]
+        assert models[0].startswith("text classifier ")
+
     def test_a_saved_classifier_is_never_overwritten_and_damage_is_named(self, classifier, tmp_path):
         path = classifier.save(tmp_path / "c.safetensors")
         with pytest.raises(ReleaseError, match=r"c\.safetensors: exists already"):
@@ -119,6 +127,8 @@ class TestLlamaCpp:
     def test_it_answers_with_token_log_probabilities_and_counts(self, smollm2):
         completion = smollm2(Call(SMALL, Query("What is the capital of France?")))
         assert completion.text
+        assert completion.model == smollm2.model
+        assert ".gguf " in smollm2.model
         assert 0 <= completion.output_tokens - len(completion.token_logprobs) <= 1  # the end of the text is a token
         assert completion.input_tokens > 5
         assert all(logprob <= 0 for logprob in completion.token_logprobs)

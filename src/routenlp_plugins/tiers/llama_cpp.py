@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
+from dataclasses import replace
+from hashlib import sha256
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -78,6 +81,9 @@ class LlamaCppTier:
         params.ui = False
         params.cpuparams.n_threads = threads or max(1, (os.cpu_count() or 1) // 2)
         self.request: dict[str, Any] = {"max_tokens": 128, "temperature": 0, "logprobs": True, **(request or {})}
+        asked = json.dumps([path.stat().st_size, context_window, self.request], sort_keys=True, default=repr)
+        self.model = f"{path.name} {sha256(asked.encode()).hexdigest()[:16]}"
+        """The file, and a fingerprint of its size and of what it is asked with."""
         self._server = xllamacpp.Server(params)
         # a server that is destroyed before its loop runs never ends: wait for a first answer
         self._server.handle_chat_completions({"messages": [{"role": "user", "content": "."}], "max_tokens": 1})
@@ -91,4 +97,4 @@ class LlamaCppTier:
         response = self._server.handle_chat_completions(request_body(call.query, self.request))
         if "error" in response:
             raise ValueError(response["error"]["message"])
-        return text_completion(response)
+        return replace(text_completion(response), model=self.model)

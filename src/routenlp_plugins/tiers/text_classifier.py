@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -37,6 +38,7 @@ class TextClassifierTier:
         weights: (C, D) float32.
         intercepts: (C,).
         inverse_temperature: scale of the decision values, fitted on out-of-fold predictions.
+        model: fingerprint of all that, as its answers name it: a certificate speaks of this classifier and no other.
     """
 
     labels: tuple[str, ...]
@@ -45,6 +47,13 @@ class TextClassifierTier:
     weights: NDArray[np.float32]
     intercepts: NDArray[np.float64]
     inverse_temperature: float
+    model: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        digest = sha256(repr((self.labels, self.analyzer, self.inverse_temperature)).encode())
+        for array in (self.idf, self.weights, self.intercepts):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        object.__setattr__(self, "model", f"text classifier {digest.hexdigest()[:16]}")
 
     @classmethod
     def train(
@@ -95,7 +104,7 @@ class TextClassifierTier:
     def __call__(self, call: Call) -> Completion:
         """The most probable label of the query's text."""
         (label,), (confidence,) = self.predict([call.query.text])
-        return Completion(text=label, confidence=confidence)
+        return Completion(text=label, confidence=confidence, model=self.model)
 
     def predict(self, texts: Sequence[str]) -> tuple[list[str], list[float]]:
         """Most probable label of each text, and its probability."""
