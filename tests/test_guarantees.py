@@ -69,7 +69,7 @@ def monte_carlo(risk: Risk, draws: int, n: int, tasks: int) -> tuple[int, int, f
         streams = [(Stream({task: drawn(table, rng, n)}), paths[task]) for task, table in folds.items()]
         chosen, _ = certify(risk, streams, DELTA)
         on_all = [everything[task].under({task: candidate}) for task, candidate in chosen.items()]
-        exceeding += any(risk.excess(policy).mean() > 0 for policy in on_all)
+        exceeding += any(bool(risk.excess(policy).mean() > 0) for policy in on_all)
         refused += not chosen
         costs += [policy.cost_ratio for policy in on_all]
     return exceeding, refused, float(np.mean(costs))
@@ -103,7 +103,7 @@ def risk_of_fits(draws: int, n: int, ordering_share: float) -> tuple[int, int]:
         except RiskNotControlledError:
             continue
         certified += 1
-        exceeding += Answered.of(folds, *climb(folds, ladder.policy.ladders["t"])).violation.mean() > ALPHA
+        exceeding += bool(Answered.of(folds, *climb(folds, ladder.policy.ladders["t"])).violation.mean() > ALPHA)
     return exceeding, certified
 
 
