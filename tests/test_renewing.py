@@ -6,12 +6,23 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from helpers import FRONTIER, portfolio, row, rows
+from helpers import FRONTIER, MIDDLE, SMALL, gated, portfolio, row, rows
 from scipy.stats import binomtest
 
-from routenlp_plugins import DataError, RiskNotControlledError, Watch, audits_after_alarm, fit, renew, replay
+from routenlp_plugins import (
+    Completion,
+    DataError,
+    RiskNotControlledError,
+    Watch,
+    audits_after_alarm,
+    fit,
+    renew,
+    replay,
+)
 from routenlp_plugins.cascade.adaptive import AdaptiveLevel, shifted
 from routenlp_plugins.cascade.risks import Violation
+from routenlp_plugins.evaluate.outcomes import Outcome
+from routenlp_plugins.release import fingerprint
 from routenlp_plugins.types import Confidence, Rung, Term
 
 
@@ -63,13 +74,77 @@ def test_looking_often_spends_no_more_than_looking_once(release):
     audits = [*rows(200, seed=5), *degraded(2500, 1)]
     proof = renew(release, audits).certificate.proofs[0]
     assert renew(release, audits).certificate.proofs[0] == proof
-    looks = {0.1 / (k * (k + 1)): k for k in range(1, 20)}
-    k = next(k for share, k in looks.items() if proof.delta == pytest.approx(share))
-    (fresh,) = {len(audits_after_alarm(release, audits))}
+    fresh = len(audits_after_alarm(release, audits))
     first = Violation(0.1).fewest_rows(0.05)
-    assert proof.n == int(np.ceil(first * 1.5 ** (k - 1))) <= fresh
+    sizes = [int(np.ceil(first * 1.5**k)) for k in range(20)]
+    assert proof.n in sizes
+    assert proof.n <= fresh
+    k = sizes.index(proof.n) + 1
+    assert f"at level {0.1 / (k * (k + 1)):.4g}" in proof.reason
+    # the next renewal has the delta of the task again
+    assert proof.delta == pytest.approx(0.1)
     # audits that a look does not reach change nothing about it
     assert renew(release, audits[: -(fresh - proof.n)]).certificate.proofs[0].n <= proof.n
+
+
+def simple_release():
+    """A small and a middle tier, each judged by its own score."""
+    ladder = tuple(gated(tier, 0.8) for tier in (SMALL, MIDDLE))
+    certified = fit(rows(3000), portfolio(), alpha=0.1)
+    policy = replace(certified.policy, ladders={"t": ladder}, support={})
+    certificate = replace(certified.certificate, policy=fingerprint(policy))
+    return replace(certified, policy=policy, certificate=certificate)
+
+
+def test_evidence_that_is_all_the_same_is_tested_as_it_serves():
+    """The small tier is always wrong and always sure of itself: whatever passes may not return its answers."""
+    used = simple_release()
+    rng = np.random.default_rng(0)
+    wrong = [
+        row(f"w{i}", small=(0.0, 0.99), middle=(1.0, float(rng.beta(6, 1.2))), frontier=(1.0, None)) for i in range(900)
+    ]
+    audits = [*degraded(300, 1, loss=0.5), *wrong]
+    try:
+        renewed = renew(used, audits)
+    except RiskNotControlledError as error:
+        renewed = error.release
+    assert replay(wrong, renewed).violation_rate <= 0.1
+
+
+def test_calls_that_failed_during_the_audits_are_charged():
+    used = simple_release()
+    rng = np.random.default_rng(0)
+    members = []
+    for i, member in enumerate(degraded(1500, 4)):
+        bad = Outcome(0.0, replace(member.outcomes[SMALL].completion, confidence=0.99))
+        lost = Outcome(None, Completion("", cost_usd=0.0), "down")
+        middle = Outcome(1.0, replace(member.outcomes[MIDDLE].completion, confidence=float(rng.beta(6, 1.2))))
+        small = bad if i % 33 == 0 else lost
+        members.append(replace(member, outcomes={**member.outcomes, SMALL: small, MIDDLE: middle}))
+    with pytest.raises(RiskNotControlledError):
+        renew(used, [*degraded(300, 1, loss=0.5), *members])
+
+
+def test_audits_of_another_prompt_count_as_the_frontier_s():
+    """Where the policy sends a row to the frontier, its cheap answers say nothing in favour of it."""
+    used = simple_release()
+    used = replace(used, policy=replace(used.policy, prompts={"t": ("old",)}))
+    used = replace(used, certificate=replace(used.certificate, policy=fingerprint(used.policy)))
+
+    def asked(member, prompt: str, quality: float):
+        done = {
+            tier: Outcome(quality if tier != FRONTIER else 1.0, replace(o.completion, prompt=prompt))
+            for tier, o in member.outcomes.items()
+        }
+        return replace(member, outcomes=done)
+
+    half = [asked(m, "old", 0.0) if i % 2 else asked(m, "new", 1.0) for i, m in enumerate(degraded(1200, 5))]
+    old = [asked(m, "old", m.outcomes[SMALL].quality) for m in degraded(300, 1, loss=0.6)]
+    try:
+        renewed = renew(used, [*old, *half])
+    except RiskNotControlledError as error:
+        renewed = error.release
+    assert replay(half, renewed).violation_rate <= 0.1
 
 
 def test_a_first_look_waits_for_audits_enough(release):

@@ -39,7 +39,8 @@ class _Command(TyperCommand):
         if "--json" in args:
             place = args.index("--json") + 1
             following = args[place] if place < len(args) else "--"
-            if following.endswith((".jsonl", ".jsonl.gz")) or (following.startswith("-") and following != "-"):
+            of_ours = following.endswith((".jsonl", ".jsonl.gz")) or Path(following).is_dir()
+            if of_ours or (following.startswith("-") and following != "-"):
                 args = [*args[:place], "-", *args[place:]]
         return super().parse_args(ctx, args)
 

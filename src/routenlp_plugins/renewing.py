@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from math import ceil
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from .cascade.adaptive import AdaptiveLevel, shifted
 from .cascade.certificate import Certificate, Proof
 from .cascade.certification import Stream, certify
-from .cascade.risks import Risk, risk_of
+from .cascade.risks import Answered, Risk, risk_of
 from .cascade.search import Candidate, Point
 from .cascade.search import Path as Candidates
 from .comparing import Comparator
 from .errors import DataError, RiskNotControlledError
 from .evaluate.outcomes import OutcomeRow, Outcomes, outcome_rows
 from .evaluate.table import data_hash, task_tables
-from .evaluate.units import check_design, one_row_per_unit
+from .evaluate.units import check_design, unit_interval
 from .release import Release, fingerprint
-from .types import Policy
-from .watching import Watch, excess_of
+from .types import Policy, Rung
+from .watching import Watch, charged, excess_of
 
 __all__ = ["audits_after_alarm", "renew"]
 
@@ -76,13 +79,11 @@ def renew(
             continue
         seen, share = before[proof.tasks], proof.delta or certificate.delta
         shift = _proposed(release, seen, risk, level or AdaptiveLevel(), comparators)
-        ordering = _stream(release, seen, certificate.seed, comparators)
-        path = _path(release, proof.tasks, shift, risk, ordering)
-        fresh = [
-            _stream(release, part, certificate.seed, comparators) for part in _looks(risk, after[proof.tasks], share)
-        ]
-        chosen, renewed = _cheapest(risk, fresh, path, share)
-        proofs.append(replace(renewed, tasks=proof.tasks))
+        path = _path(release, proof.tasks, shift, risk, _Replays(release, seen, comparators))
+        replays = _Replays(release, after[proof.tasks], comparators)
+        looks = [_Look.of(replays, n) for n in _sizes(risk, len(replays.rows), share)]
+        chosen, renewed = _cheapest(risk, looks, path, share)
+        proofs.append(replace(renewed, tasks=proof.tasks, delta=share))
         ladders |= {task: chosen[task].rungs if task in chosen else () for task in proof.tasks}
     policy = replace(release.policy, ladders=ladders)
     renewal = replace(release, policy=policy, certificate=_renewed(certificate, tuple(proofs), policy, rows))
@@ -140,18 +141,61 @@ def _at_the_alarm(
     return {tasks: before[tasks] for tasks in expired}, {tasks: after[tasks] for tasks in expired}
 
 
-def _looks(risk: Risk, fresh: Sequence[OutcomeRow], delta: float) -> list[Sequence[OutcomeRow]]:
-    """What was there at each look up to now; all there is before the first."""
+class _Replays:
+    """What ladders do on audited rows, by the flow itself, so that what is tested is what will serve.
+
+    A cheap call that failed is charged as `fit` does: it might come next time, and be anything.
+    """
+
+    def __init__(
+        self, release: Release, rows: Sequence[OutcomeRow], comparators: Mapping[str, Comparator] | None
+    ) -> None:
+        self.release = release
+        self.rows = rows
+        self.comparators = comparators
+        self._known: dict[tuple[tuple[str, tuple[Rung, ...]], ...], Answered] = {}
+
+    def under(self, candidates: Mapping[str, Candidate]) -> Answered:
+        """In the order of the rows; a task without a candidate stays on the frontier."""
+        key = tuple(sorted((task, candidate.rungs) for task, candidate in candidates.items()))
+        if key not in self._known:
+            ladders = {**dict.fromkeys(self.release.policy.ladders, ()), **dict(key)}
+            serving = replace(self.release, policy=replace(self.release.policy, ladders=ladders), certificate=None)
+            parts = [charged(row, serving, self.comparators) for row in self.rows]
+            self._known[key] = Answered.together(parts, np.arange(len(parts)))
+        return self._known[key]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Look(Stream):
+    """The first rows of what came in, in order of a hash."""
+
+    replays: _Replays
+    places: NDArray[np.intp]
+
+    @classmethod
+    def of(cls, replays: _Replays, n: int) -> _Look:
+        rows, release = replays.rows[:n], replays.release
+        draws = unit_interval([row.unit for row in rows], 0, "order of audits")
+        tables = task_tables(rows, release.portfolio, comparators=replays.comparators, policy=release.policy)
+        return cls(tables, replays=replays, places=np.argsort(draws, kind="stable"))
+
+    def under(self, candidate: Mapping[str, Candidate]) -> Answered:
+        return Answered.together([self.replays.under(candidate)], self.places)
+
+
+def _sizes(risk: Risk, n: int, delta: float) -> list[int]:
+    """How many rows there were at each look up to now; all there are before the first."""
     sizes = []
     size = float(risk.fewest_rows(delta / 2))
-    while ceil(size) <= len(fresh):
+    while ceil(size) <= n:
         sizes.append(ceil(size))
         size *= GROWTH
-    return [fresh[:size] for size in sizes or [len(fresh)]]
+    return sizes or [n]
 
 
 def _cheapest(
-    risk: Risk, looks: Sequence[Stream], path: Candidates, delta: float
+    risk: Risk, looks: Sequence[_Look], path: Candidates, delta: float
 ) -> tuple[Mapping[str, Candidate], Proof]:
     """What is cheapest of all that passed at some look; where nothing did, why not at the last."""
     best: tuple[Mapping[str, Candidate], Proof] | None = None
@@ -159,20 +203,18 @@ def _cheapest(
     reason = ""
     for k, stream in enumerate(looks, start=1):
         chosen, (proof,) = certify(risk, [(stream, [path])], delta / (k * (k + 1)))
-        # costs may be looked at freely: they are no part of the promise
-        cost = looks[-1].under(chosen).cost_ratio if chosen else 1.0
-        reason = proof.reason if not chosen else "what passes is no cheaper than the frontier"
-        if cost < least:
-            best, least = (chosen, proof), cost
+        if not chosen:
+            reason = proof.reason
+            continue
+        # to take less than passed is always allowed, whatever it is judged by
+        rows = looks[-1].replays.under(chosen)
+        if rows.mean(risk.excess(rows)) > 0:
+            reason = f"what passed with {len(stream)} audits does not keep the promise on all {len(rows.cost)}"
+        elif rows.cost_ratio >= 1:
+            reason = "what passes is no cheaper than the frontier"
+        elif rows.cost_ratio < least:
+            best, least = (chosen, proof), rows.cost_ratio
     return best or ({}, replace(proof, status="frontier", reason=reason))
-
-
-def _stream(
-    release: Release, rows: Sequence[OutcomeRow], seed: int, comparators: Mapping[str, Comparator] | None
-) -> Stream:
-    # a pooled proof speaks of several tasks, and a group counts once in it
-    rows = one_row_per_unit(rows, seed, pooled=True)
-    return Stream(task_tables(rows, release.portfolio, comparators=comparators, policy=release.policy))
 
 
 def _proposed(
@@ -192,7 +234,7 @@ def _proposed(
     return level.shift
 
 
-def _path(release: Release, tasks: Sequence[str], shift: float, risk: Risk, seen: Stream) -> Candidates:
+def _path(release: Release, tasks: Sequence[str], shift: float, risk: Risk, seen: _Replays) -> Candidates:
     """The old ladders around the proposed level, from strict to lenient, as they did on the rows before the alarm."""
     points = []
     for extra in STRICTER:

@@ -18,7 +18,7 @@ from .portfolio import Portfolio
 from .release import Release
 from .types import Answer, Attempt, Call, Completion
 
-__all__ = ["Replay", "replay", "replayed"]
+__all__ = ["Replay", "cost_of_attempts", "replay", "replayed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,9 @@ def replay(outcomes: Outcomes, release: Release, comparators: Mapping[str, Compa
             pairs.append((quality or 0.0, 1.0 if reference is None else reference))
         elif quality is not None:
             pairs.append((quality, quality))
-    spent = float(np.mean([_spent(row, made, release.portfolio) for row, (_, made) in zip(rows, ends, strict=True)]))
+    spent = float(
+        np.mean([cost_of_attempts(row, made, release.portfolio) for row, (_, made) in zip(rows, ends, strict=True)])
+    )
     always = float(
         np.mean([cost_of(row.outcomes[frontier], release.portfolio.tier(frontier), row.source) for row in rows])
     )
@@ -109,7 +111,7 @@ def _end(
     return answer.tier, answer.trace.attempts
 
 
-def _spent(row: OutcomeRow, attempts: Sequence[Attempt], portfolio: Portfolio) -> float:
+def cost_of_attempts(row: OutcomeRow, attempts: Sequence[Attempt], portfolio: Portfolio) -> float:
     """USD of all attempts, failed ones included where their cost was recorded."""
     return sum(cost_of(row.outcomes[a.tier], portfolio.tier(a.tier), row.source) for a in attempts)
 

@@ -25,7 +25,7 @@ def show_release(console: Console, release: Release) -> None:
     for proof in certificate.proofs:
         table.add_row(
             escape(", ".join(proof.tasks)),
-            proof.status,
+            proof.status if release.policy.void is None else "void",
             str(proof.n),
             _number(proof.estimate),
             _number(proof.bound),
@@ -39,10 +39,11 @@ def show_release(console: Console, release: Release) -> None:
         console.print(Text.assemble((", ".join(names), "bold"), f": {sentence}"))
     certified = ", ".join(certificate.certified)
     promise = f"Certified for {certified}: {certificate.claim}" if certified else "No task can leave the frontier."
-    console.print(promise, highlight=False, markup=False)
     if release.policy.void is not None:
         console.print(f"The certificate is void: {release.policy.void}", highlight=False, markup=False)
-    elif certified:
+        return
+    console.print(promise, highlight=False, markup=False)
+    if certified:
         console.print(f"Checked while serving: {'; '.join(_guards(release))}", highlight=False, markup=False)
 
 

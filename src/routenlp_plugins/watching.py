@@ -12,10 +12,11 @@ from .cascade.risks import Answered, Risk, risk_of
 from .comparing import Comparator
 from .errors import DataError, TierError
 from .evaluate.outcomes import OutcomeRow
+from .evaluate.table import cost_of
 from .release import Release
-from .replaying import replayed
+from .replaying import cost_of_attempts, replayed
 
-__all__ = ["Watch", "excess_of"]
+__all__ = ["Watch", "charged", "excess_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +106,26 @@ def excess_of(
 ) -> float:
     """Of what a release would have answered to an audited query; a frontier that failed gave an unknown answer."""
     return float(risk.excess(_answered(row, _answering(row, release, comparators), release))[0])
+
+
+def charged(row: OutcomeRow, release: Release, comparators: Mapping[str, Comparator] | None = None) -> Answered:
+    """What a release does on one row, costs included; a call below the frontier that had failed is a bad answer."""
+    frontier = release.portfolio.frontier
+    try:
+        answer = replayed(row, release, comparators)
+        tier, attempts = answer.tier, answer.trace.attempts
+    except TierError as error:
+        tier, attempts = frontier, error.attempts
+    failed = any(attempt.error is not None and attempt.tier != frontier for attempt in attempts)
+    cost = cost_of_attempts(row, attempts, release.portfolio)
+    always = cost_of(row.outcomes[frontier], release.portfolio.tier(frontier), row.source)
+    found = _answered(row, tier, release)
+    costs = {"cost": np.array([cost]), "always": np.array([always])}
+    if not failed:
+        return replace(found, **costs)
+    bad = {"below": np.array([True]), "good": np.array([False]), "quality": np.zeros(1)}
+    quality = row.outcomes[frontier].quality
+    return replace(found, **bad, reference=np.array([1.0 if quality is None else quality]), **costs)
 
 
 def _answering(row: OutcomeRow, release: Release, comparators: Mapping[str, Comparator] | None) -> str:

@@ -91,15 +91,18 @@ class RouterRunnable(RunnableBindingBase[Any, Any]):
         self, quality: Quality, log: str | Path, options: AuditOptions | None = None
     ) -> Iterator[RouterRunnable]:
         """The same chain with its certificate watched; see `RouterChatModel.audited`."""
-        (router,) = (model for model in chat_models(self.bound) if isinstance(model, RouterChatModel))
+        routers = [model for model in chat_models(self.bound) if isinstance(model, RouterChatModel)]
+        if len(routers) > 1:
+            raise PortfolioError("the chain has several routed models: audit each before it is built in")
+        (router,) = routers
         with router.audited(quality, log, options) as watched:
             yield self.model_copy(update={"bound": rewrite(self.bound, lambda one: watched if one is router else one)})
 
     @property
     def expired(self) -> dict[str, str]:
         """Task -> why its certificate has expired, of a chain that is audited."""
-        (router,) = (model for model in chat_models(self.bound) if isinstance(model, RouterChatModel))
-        return router.expired
+        routers = [model for model in chat_models(self.bound) if isinstance(model, RouterChatModel)]
+        return {task: reason for router in routers for task, reason in router.expired.items()}
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,7 +58,10 @@ _BEYOND_TEXT = {
     "model": "another model",
     "model_name": "another model",
 }
-_HARMLESS = {"user", "metadata", "timeout", "store", "stream", "stream_usage", "stream_options", "extra_headers"}
+_HARMLESS = {
+    *("user", "metadata", "timeout", "request_timeout", "max_retries", "store", "service_tier", "extra_headers"),
+    *("stream", "streaming", "stream_usage", "stream_options", "prompt_cache_key", "safety_identifier"),
+}
 """Options that do not change what is answered; all others must be as they were when outcomes were collected."""
 Quality = Callable[[Query, Completion], float | None]
 _TOOL_OPTIONS = "routenlp_tool_options"
@@ -247,7 +250,11 @@ class RouterChatModel(BaseChatModel):
 
     def _answering(self, dispatcher: Dispatcher) -> Dispatcher | Auditor:
         # what is pinned to a tier says nothing about the policy
-        return self._auditor if self._auditor is not None and dispatcher is self._auditor.certified else dispatcher
+        if self._auditor is None or dispatcher is not self._dispatcher:
+            return dispatcher
+        if dispatcher is not self._auditor.certified:
+            raise PortfolioError("this copy of an audited model has other tiers or another release: audit it by itself")
+        return self._auditor
 
     def _prepare(
         self,
@@ -261,6 +268,9 @@ class RouterChatModel(BaseChatModel):
         options = {name: value for name in _SAMPLING if (value := getattr(self, name)) is not None}
         options |= {name: value for name, value in kwargs.items() if name != "model" or pinned not in self.tiers}
         tool_options = options.pop(_TOOL_OPTIONS, None)
+        if not options.get("tools"):
+            options = {name: value for name, value in options.items() if name not in ("tools", "tool_choice")}
+            tool_options = None
         requires = frozenset(_BEYOND_TEXT[name] for name, value in options.items() if name in _BEYOND_TEXT and value)
         task = (run_manager.metadata if run_manager else {}).get("routenlp_task", self.task)
         call = ModelCall(messages, self.stop if stop is None else stop, options, tool_options)
@@ -285,8 +295,27 @@ class RouterChatModel(BaseChatModel):
 def _settings(options: Mapping[str, Any]) -> str:
     """The options that change answers, in a fixed notation; none of them is empty."""
     telling = {name: value for name, value in options.items() if value not in (None, [], {})}
-    changing = sorted(set(telling) - _HARMLESS - set(_BEYOND_TEXT) - {"tool_choice"})
-    return json.dumps({name: telling[name] for name in changing}, default=repr) if changing else ""
+    changing = {
+        name: _plain(value)
+        for name, value in telling.items()
+        if name not in _HARMLESS and name not in _BEYOND_TEXT and name != "tool_choice" and not name.startswith("ls_")
+    }
+    return json.dumps(changing, sort_keys=True) if changing else ""
+
+
+def _plain(value: Any) -> Any:
+    """The same for the same value in every process, and for 1 and 1.0."""
+    if isinstance(value, Mapping):
+        return {str(name): _plain(of) for name, of in value.items()}
+    if isinstance(value, set | frozenset):
+        return sorted(map(repr, value))
+    if isinstance(value, list | tuple):
+        return [_plain(of) for of in value]
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    return getattr(value, "__qualname__", type(value).__qualname__)
 
 
 @contextmanager
