@@ -292,6 +292,19 @@ def test_a_failed_audit_is_told_once_and_logged(release, tmp_path, caplog):
     assert sum("no judge today" in record.message for record in caplog.records) == 5
 
 
+def test_the_error_of_the_body_is_raised_and_not_that_of_an_audit(release, tmp_path):
+    def judge(query, completion):
+        raise ValueError("no judge today")
+
+    with (
+        pytest.raises(KeyError, match="mine"),
+        auditor(release, tmp_path / "log.jsonl", quality=judge) as router,
+    ):
+        router.run(Query(QUESTION, "t", "1"))
+        raise KeyError("mine")
+    assert len(read_outcomes(tmp_path / "log.jsonl")) == 1
+
+
 def test_a_log_of_another_portfolio_is_left_alone(release, tmp_path):
     log = tmp_path / "log.jsonl"
     log.write_text('{"query_id": "q", "task": "t", "outcomes": {"other": {"quality": 1}}}\n')

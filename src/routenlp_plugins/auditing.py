@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -115,9 +115,9 @@ class Auditor:
         if error is None:
             self.close()
             return
-        # the error of the body is what is raised; that of an audit was logged
-        with suppress(*([type(e)] if (e := self._first_error()) is not None else [])):
-            self.close()
+        # the error of the body is what is raised; those of audits were logged
+        self._closed = True
+        self._open.close()
 
     def run(self, query: Query | str) -> Answer:
         """Answer a query as the dispatcher does; its audit, if it is drawn, comes later.
@@ -164,10 +164,6 @@ class Auditor:
         self._failed = False
         if errors:
             raise errors[0]
-
-    def _first_error(self) -> BaseException | None:
-        """Of the audits under way, once they have ended."""
-        return next((error for future in list(self._running) if (error := future.exception()) is not None), None)
 
     def close(self) -> None:
         """Wait for the audits under way and let go of the log."""
