@@ -136,7 +136,7 @@ class Answers:
         """``2 a - 1`` of the agreement a of two answers; None if one of them is missing or empty."""
         key = (tier, other) if tier <= other else (other, tier)
         if key not in self._agreement:
-            texts = [c.text for name in key if (c := self._completions.get(name)) is not None and c.text]
+            texts = [c.words for name in key if (c := self._completions.get(name)) is not None and c.words]
             self._agreement[key] = 2 * self._compare(*texts) - 1 if len(texts) == 2 else None
         return self._agreement[key]
 

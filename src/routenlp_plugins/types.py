@@ -85,6 +85,7 @@ class Completion:
         model: the exact model that answered, as its server names it; another one voids the certificate.
         prompt: fingerprint of the fixed part of the prompt; another one voids the certificate.
         asked: the words that the tier was asked with, where a chain around it made others of the query's.
+        said: the words of the model, where a chain around it made another answer of them; agreement is of these.
         input_tokens, output_tokens: as counted by the tier.
         cost_usd: USD; None lets the dispatcher price it from the portfolio.
         extra_usd: USD beside that, for example of a judge; the dispatcher adds it to the cost.
@@ -100,12 +101,18 @@ class Completion:
     model: str | None = None
     prompt: str | None = None
     asked: str | None = field(default=None, repr=False)
+    said: str | None = field(default=None, repr=False)
     input_tokens: int | None = None
     output_tokens: int | None = None
     cost_usd: float | None = None
     extra_usd: float = 0.0
     latency_ms: float | None = None
     payload: Any = field(default=None, repr=False, compare=False)
+
+    @property
+    def words(self) -> str:
+        """The answer as a router in the place of the model sees it."""
+        return self.text if self.said is None else self.said
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,21 @@ from langchain_core.prompts import ChatPromptTemplate
 from langchain_openai import ChatOpenAI
 
 from langchain_routenlp import Decisions, RouterRunnable, chain_tiers
-from routenlp_plugins import Call, Completion, Query, Reference, Task, TierError, collect, fit, replay
+from routenlp_plugins import (
+    Call,
+    Completion,
+    Portfolio,
+    Query,
+    Reference,
+    Task,
+    Tier,
+    TierError,
+    collect,
+    fit,
+    replay,
+)
 from routenlp_plugins.evaluate.outcomes import read_outcomes
+from routenlp_plugins.evaluate.table import task_tables
 from routenlp_plugins.testing import ScriptedServer, ScriptedTier
 from routenlp_plugins.tiers.boundary import acall_tier, call_tier
 
@@ -86,6 +99,28 @@ def test_what_a_core_tier_says_of_itself_reaches_the_outcome():
     with ScriptedServer({}) as server:
         tier = chain_tiers(chain(server), {SMALL: ScriptedTier(default=own)}, to_input=to_input)[SMALL]
         assert tier(Call(SMALL, Query("hi", "t"))) == replace(own, asked="Answer in JSON: hi")
+
+
+def test_agreement_is_of_the_words_of_the_models_as_it_will_be_when_serving(tmp_path):
+    """A parser makes one answer of two texts that a router, in the place of the model, would see differ."""
+    used = Portfolio(
+        (Tier(SMALL, version="1"), Tier("middle", version="1"), Tier(FRONTIER, version="1")),
+        FRONTIER,
+        (Task("t", "accuracy"),),
+    )
+    costs = {"input_tokens": 1, "output_tokens": 1, "cost_usd": 1.0}
+    scripted = {
+        name: ScriptedTier(default=Completion(text, confidence=0.5, **costs))
+        for name, text in ((SMALL, '{"a":1}'), ("middle", '{"a": 1}'), (FRONTIER, '{"a": 1}'))
+    }
+    with ScriptedServer({}) as server:
+        tiers = chain_tiers(chain(server), scripted, to_input=to_input)
+        collect([Reference(Query("hi", "t", "1"), '{"a": 1}')], tiers, tmp_path / "o.jsonl", portfolio=used)
+    (row,) = read_outcomes(tmp_path / "o.jsonl")
+    small, middle = (row.outcomes[name].completion for name in (SMALL, "middle"))
+    assert (small.text, small.said, small.words) == ('{"a": 1}', '{"a":1}', '{"a":1}')
+    assert (middle.text, middle.said, middle.words) == ('{"a": 1}', None, '{"a": 1}')
+    assert task_tables([row], used)["t"].agreement[SMALL, "middle"] == [0.0]
 
 
 def test_a_template_around_the_words_of_the_user_is_no_unlike_query(tmp_path):

@@ -100,6 +100,7 @@ class _Outcome(BaseModel):
 
     quality: UnitInterval | None
     answer: str | None = None
+    said: str | None = None
     mean_logprob: LogProbability | None = None
     token_logprobs: list[LogProbability] | None = None
     confidence: UnitInterval | None = None
@@ -257,7 +258,7 @@ def _outcome_facts(outcome: Outcome) -> dict[str, Any]:
         facts["token_logprobs"] = list(completion.token_logprobs)
     if completion.scores:
         facts["scores"] = dict(completion.scores)
-    facts |= {name: value for name in ("model", "prompt") if (value := getattr(completion, name)) is not None}
+    facts |= {name: value for name in ("said", "model", "prompt") if (value := getattr(completion, name)) is not None}
     if outcome.error is not None:
         facts["error"] = outcome.error
     return facts
@@ -324,6 +325,7 @@ def parse_outcome_line(line: str, source: str) -> OutcomeRow:
 def _outcome(facts: _Outcome) -> Outcome:
     completion = Completion(
         text=facts.answer or "",
+        said=facts.said,
         confidence=facts.confidence,
         mean_logprob=facts.mean_logprob,
         token_logprobs=None if facts.token_logprobs is None else tuple(facts.token_logprobs),

@@ -187,7 +187,14 @@ def data_hash(rows: Sequence[OutcomeRow]) -> str:
         )
         for tier, outcome in sorted(row.outcomes.items()):
             done = outcome.completion
-            seen = (done.text, done.confidence, done.mean_logprob, done.token_logprobs, sorted(done.scores.items()))
+            seen = (
+                done.text,
+                done.words,
+                done.confidence,
+                done.mean_logprob,
+                done.token_logprobs,
+                sorted(done.scores.items()),
+            )
             spent = (done.cost_usd, done.input_tokens, done.output_tokens, done.latency_ms)
             origin = (done.model, done.prompt)
             facts = (tier, outcome.quality, outcome.error is None, seen, spent, origin)
@@ -297,7 +304,7 @@ def _agreement(
 ) -> NDArray[np.float64]:
     """(n,) between the answers of two tiers; an outcome without a text has none."""
     texts = [
-        (None if one is None else one.text, None if other is None else other.text)
+        (None if one is None else one.words, None if other is None else other.words)
         for one, other in zip(first, second, strict=True)
     ]
     return np.array([compare(a, b) if a and b else np.nan for a, b in texts], dtype=np.float64)

@@ -226,9 +226,12 @@ def _completion(decisions: _Asked, call: Call, output: Any) -> Completion:
         )
     facts = decision["attempts"][-1]
     own = ("confidence", "mean_logprob", "scores", "model", "prompt", "cost_usd", "latency_ms")
+    completion = completion_of(message)
+    text = "" if isinstance(output, Exception) else _text(output)
     return replace(
-        completion_of(message),
-        text="" if isinstance(output, Exception) else _text(output),
+        completion,
+        text=text,
+        said=None if text == completion.text else completion.text,
         asked=decisions.texts[-1],
         **{name: facts[name] for name in own},
     )
