@@ -61,6 +61,7 @@ bench: $(DEV)/.installed
 	$(DEV)/bin/python benchmarks/shift.py
 	$(DEV)/bin/python benchmarks/power.py
 	$(DEV)/bin/python benchmarks/overhead.py
+	$(DEV)/bin/python benchmarks/speed.py
 
 clean:
 	rm -rf $(DEMO) $(DEV) demo-output demo-report.html
