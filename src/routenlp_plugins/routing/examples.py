@@ -1,0 +1,149 @@
+"""What routers learn from, as arrays, and how one is judged by rows it has not seen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = [
+    "Examples",
+    "Method",
+    "Trainer",
+    "best",
+    "cross_fitted",
+    "log_loss",
+    "log_odds",
+    "logistic",
+    "probability",
+    "row_losses",
+]
+
+SMALLEST = 1e-3
+"""Probabilities are kept this far away from 0 and 1: no query is that easy."""
+
+
+@dataclass(frozen=True, slots=True)
+class Examples:
+    """Queries and how well K tiers answered them.
+
+    Attributes:
+        vectors: (n, d) float32.
+        tasks: (n,) places of their tasks in a list of T; T is any other.
+        good: (n, K) in [0, 1], NaN where unknown.
+        weights: (n,) one over the probability with which the row was selected.
+        folds: (n,) number of the fold in which the row's unit is held out.
+    """
+
+    vectors: NDArray[np.float32]
+    tasks: NDArray[np.intp]
+    good: NDArray[np.float64]
+    weights: NDArray[np.float64]
+    folds: NDArray[np.intp]
+
+    def __len__(self) -> int:
+        return len(self.tasks)
+
+    def take(self, rows: NDArray[np.bool_] | NDArray[np.intp]) -> Examples:
+        """These rows."""
+        return replace(
+            self,
+            vectors=self.vectors[rows],
+            tasks=self.tasks[rows],
+            good=self.good[rows],
+            weights=self.weights[rows],
+            folds=self.folds[rows],
+        )
+
+
+class Method(Protocol):
+    """A trained predictor: frozen arrays."""
+
+    def __call__(self, vectors: NDArray[np.float32], tasks: NDArray[np.intp]) -> NDArray[np.float64]:
+        """(n, K) probabilities that an answer is good enough."""
+        ...
+
+    def arrays(self) -> Mapping[str, NDArray[Any]]:
+        """What it is made of, by name: given to its class by keyword, they make it again."""
+        ...
+
+
+Trainer = Callable[[Examples], Method]
+
+
+def cross_fitted(train: Trainer, examples: Examples) -> NDArray[np.float64]:
+    """(n, K) predictions, each by a method that was trained without the row's fold."""
+    found = np.full(examples.good.shape, np.nan)
+    for fold in np.unique(examples.folds):
+        held_out = examples.folds == fold
+        method = train(examples.take(~held_out))
+        found[held_out] = method(examples.vectors[held_out], examples.tasks[held_out])
+    return found
+
+
+def best(trainers: Sequence[Trainer], examples: Examples) -> tuple[Method, NDArray[np.float64]]:
+    """The method with the least cross-validated log loss, and its (n, K) cross-fitted predictions.
+
+    Args:
+        trainers: from simple to complex; one is taken over a simpler one only if its loss is lower by more than a
+            standard error of the difference.
+    """
+    chosen, held_out = trainers[0], cross_fitted(trainers[0], examples)
+    losses = row_losses(held_out, examples)
+    for train in trainers[1:]:
+        predicted = cross_fitted(train, examples)
+        gain = losses - (new := row_losses(predicted, examples))
+        gain = gain[np.isfinite(gain)]
+        if gain.mean() > gain.std() / np.sqrt(len(gain)):
+            chosen, held_out, losses = train, predicted, new
+    return chosen(examples), held_out
+
+
+def row_losses(predicted: NDArray[np.float64], examples: Examples) -> NDArray[np.float64]:
+    """(n,) weighted log loss of each row, in nats, mean over the tiers whose answer is known; NaN without any."""
+    inside = np.clip(predicted, SMALLEST, 1 - SMALLEST)
+    losses = -(examples.good * np.log(inside) + (1 - examples.good) * np.log1p(-inside))
+    known = np.isfinite(losses)
+    counts = known.sum(axis=1)
+    total = np.where(known, losses, 0.0).sum(axis=1) * examples.weights / examples.weights.mean()
+    return np.where(counts > 0, total / np.maximum(counts, 1), np.nan)
+
+
+def log_loss(predicted: NDArray[np.float64], examples: Examples) -> float:
+    """Mean of `row_losses`."""
+    return float(np.nanmean(row_losses(predicted, examples)))
+
+
+def log_odds(probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Of probabilities kept `SMALLEST` away from 0 and 1."""
+    inside = np.clip(probabilities, SMALLEST, 1 - SMALLEST)
+    return np.asarray(np.log(inside / (1 - inside)))
+
+
+def probability(log_odds: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The inverse of `log_odds`."""
+    return np.asarray(1 / (1 + np.exp(-np.clip(log_odds, -30.0, 30.0))))
+
+
+def logistic(
+    x: NDArray[np.float64], good: NDArray[np.float64], weights: NDArray[np.float64], penalty: float
+) -> tuple[NDArray[np.float64], float]:
+    """Coefficients and intercept of ridge-penalised logistic regression on targets in [0, 1].
+
+    A row counts as good by its target, and as bad by the rest.
+
+    Args:
+        x: (n, d).
+        good: (n,), at least two different values, or none that is certain.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    doubled, labels = np.vstack([x, x]), np.repeat([1, 0], len(x))
+    share = np.concatenate([good * weights, (1 - good) * weights])
+    used = share > 0
+    model = LogisticRegression(C=1 / penalty, solver="lbfgs", max_iter=500)
+    model.fit(doubled[used], labels[used], sample_weight=share[used])
+    return np.asarray(model.coef_[0]), float(model.intercept_[0])
