@@ -64,6 +64,7 @@ bench: $(DEV)/.installed
 	$(DEV)/bin/python benchmarks/power.py
 	$(DEV)/bin/python benchmarks/overhead.py
 	$(DEV)/bin/python benchmarks/speed.py
+	$(DEV)/bin/python benchmarks/routers.py
 
 clean:
 	rm -rf $(DEMO) $(DEV) demo-output demo-report.html

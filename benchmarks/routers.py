@@ -34,6 +34,7 @@ from routenlp_plugins.cascade.search import Point, pooled_paths, task_paths
 from routenlp_plugins.evaluate.outcomes import read_outcomes
 from routenlp_plugins.evaluate.table import TaskTable, task_tables
 from routenlp_plugins.routing.difficulty import DifficultyRouter, TrainingOptions
+from routenlp_plugins.routing.observations import Observations
 
 FILES = (
     "routellm_mmlu",
@@ -148,12 +149,9 @@ def predictions(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], str]:
     """(n, K) predicted quality on both halves, cross-fitted on the first."""
     known = np.where(np.isfinite(data.cost[fit]), data.quality[fit], np.nan)
-    trained = DifficultyRouter.train(
-        [data.texts[i] for i in fit],
-        [str(task) for task in data.tasks[fit]],
-        {tier: known[:, k] for k, tier in enumerate(data.tiers)},  # type: ignore[misc]
-        options=TrainingOptions(kinds),
-    )
+    good = {tier: known[:, k] for k, tier in enumerate(data.tiers)}
+    observed = Observations([data.texts[i] for i in fit], [str(task) for task in data.tasks[fit]], good)
+    trained = DifficultyRouter.train(observed, TrainingOptions(kinds))
     on_test = trained.router([data.texts[i] for i in test], [str(task) for task in data.tasks[test]])
     return trained.held_out, on_test, trained.router.kind
 

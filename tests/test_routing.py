@@ -23,6 +23,8 @@ from routenlp_plugins.routing.encoders import (
 from routenlp_plugins.routing.examples import Examples, best, cross_fitted, log_loss
 from routenlp_plugins.routing.linear import Logistic
 from routenlp_plugins.routing.means import TaskMeans
+from routenlp_plugins.routing.network import PAPER, Losses, Network
+from routenlp_plugins.routing.observations import Observations
 from routenlp_plugins.routing.projecting import Projection
 
 EASY, HARD = ("what is my balance", "where is my card"), ("prove the theorem", "derive the equation")
@@ -64,6 +66,7 @@ def examples(n: int, seed: int = 0, *, informative: bool = True) -> Examples:
         np.column_stack(list(good.values())),
         np.ones(n),
         np.arange(n) % 5,
+        np.array([0.1, 1.0]),
     )
 
 
@@ -186,6 +189,62 @@ def test_what_the_words_say_is_learned(kind):
     assert log_loss(method(fresh.vectors, fresh.tasks), fresh) == pytest.approx(log_loss(held_out, found), abs=0.06)
 
 
+def test_rows_that_are_taken_keep_their_preferences():
+    found = replace(examples(10), preferences=np.array([[1, 1, 0], [4, 0, 1], [9, 1, 0]]))
+    kept = found.take(np.arange(10) >= 4)
+    assert kept.preferences.tolist() == [[0, 0, 1], [5, 1, 0]]
+
+
+def test_preferences_teach_what_outcomes_do_not_tell():
+    """Of hard queries nothing is known but that the large tier's answers are preferred."""
+    found, fresh = examples(600), examples(400, seed=1)
+    hard = np.array([text.startswith(HARD) for text in workload(600)[0]])
+    good = np.where(hard[:, None], np.nan, found.good)
+    rows = np.flatnonzero(hard)
+    pairs = np.column_stack([rows, np.ones(len(rows)), np.zeros(len(rows))]).astype(np.intp)
+    blind = replace(found, good=good)
+    told = replace(blind, preferences=pairs)
+    families = np.array([0, 0, 1])
+    lead = {}
+    for name, of in (("blind", blind), ("told", told)):
+        predicted = Network.train(of, families)(fresh.vectors, fresh.tasks)
+        of_hard = np.array([text.startswith(HARD) for text in workload(400, seed=1)[0]])
+        lead[name] = (predicted[of_hard, 1] - predicted[of_hard, 0]).mean()
+    assert lead["told"] > lead["blind"] + 0.2
+
+
+def test_the_cost_term_draws_to_cheap_tiers_and_the_quality_term_back():
+    found = examples(600)
+    families = np.array([0, 0, 1])
+
+    def small(losses: Losses) -> float:
+        return float(Network.train(found, families, losses)(found.vectors, found.tasks)[:, 0].mean())
+
+    plain, cheap = small(Losses()), small(Losses(cost=1.0))
+    assert cheap > plain + 0.03
+    assert small(Losses(cost=1.0, quality=2.0)) < cheap - 0.02
+    assert 0.3 < small(PAPER) < 0.8
+
+
+def test_a_task_that_was_never_seen_is_answered_by_the_shared_head():
+    found = examples(600)
+    network = Network.train(found, np.array([0, 1, 2]))
+    unseen = network(found.vectors, np.full(600, 2))
+    assert log_loss(unseen, found) < log_loss(np.tile(found.good.mean(axis=0), (600, 1)), found) - 0.1
+    assert network.families.tolist() == [0, 1, 2]
+
+
+def test_training_is_repeatable_and_leaves_the_random_state_alone():
+    import torch
+
+    found = examples(200)
+    torch.manual_seed(5)
+    before = torch.random.get_rng_state()
+    first, second = (Network.train(found, np.array([0, 1, 2]), seed=3) for _ in range(2))
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert np.array_equal(first(found.vectors, found.tasks), second(found.vectors, found.tasks))
+
+
 def test_where_words_say_nothing_nothing_is_lost():
     lost = []
     for seed in range(8):
@@ -208,13 +267,15 @@ def test_a_row_is_judged_by_what_has_not_seen_its_fold():
 
 def test_weights_count_as_rows():
     found = examples(300)
-    twice = found.take(np.r_[np.arange(300), np.flatnonzero(found.tasks == 0)])
+    again = np.r_[np.arange(300), np.flatnonzero(found.tasks == 0)]
+    repeated = {name: getattr(found, name)[again] for name in ("vectors", "tasks", "good", "weights", "folds")}
+    twice = replace(found, **repeated)
     weighted = replace(found, weights=np.where(found.tasks == 0, 2.0, 1.0))
     assert TaskMeans.train(weighted, 2).means == pytest.approx(TaskMeans.train(twice, 2).means, abs=0.02)
 
 
 def test_a_router_is_calibrated_and_tells_easy_from_hard():
-    trained = DifficultyRouter.train(*workload(1500))
+    trained = DifficultyRouter.train(Observations(*workload(1500)))
     texts, tasks, good = workload(1500, seed=1)
     predicted = trained.router(texts, tasks)
     easy = np.array([text.startswith(EASY) for text in texts])
@@ -231,8 +292,8 @@ def test_turns_of_a_dialogue_are_held_out_together():
     changed = {tier: list(of) for tier, of in good.items()}
     changed["small"][:3] = [1 - value for value in changed["small"][:3]]
     options = TrainingOptions(("logistic",))
-    first = DifficultyRouter.train(texts, tasks, good, units=units, options=options).held_out
-    second = DifficultyRouter.train(texts, tasks, changed, units=units, options=options).held_out
+    first = DifficultyRouter.train(Observations(texts, tasks, good, units), options).held_out
+    second = DifficultyRouter.train(Observations(texts, tasks, changed, units), options).held_out
     moved = np.abs(first - second).max(axis=1) > 0.05
     # the calibration sees all rows, and moves all a little
     assert not moved[:3].any()
@@ -241,7 +302,7 @@ def test_turns_of_a_dialogue_are_held_out_together():
 @pytest.mark.parametrize("kind", list(METHODS))
 def test_a_saved_router_says_the_same(kind, tmp_path):
     texts, tasks, good = workload(200)
-    router = DifficultyRouter.train(texts, tasks, good, options=TrainingOptions((kind,))).router
+    router = DifficultyRouter.train(Observations(texts, tasks, good), TrainingOptions((kind,))).router
     again = DifficultyRouter.load(router.save(tmp_path / "router.safetensors"))
     assert (again.kind, again.tasks, again.tiers, again.digest) == (kind, ("chat", "mail"), router.tiers, router.digest)
     assert np.array_equal(again(texts, tasks), router(texts, tasks))
@@ -252,7 +313,7 @@ def test_a_saved_router_says_the_same(kind, tmp_path):
 def test_another_encoder_or_file_is_refused(tmp_path):
     texts, tasks, good = workload(100)
     options = TrainingOptions(("logistic",), HashedNgrams(128))
-    path = DifficultyRouter.train(texts, tasks, good, options=options).router.save(tmp_path / "router")
+    path = DifficultyRouter.train(Observations(texts, tasks, good), options).router.save(tmp_path / "router")
     with pytest.raises(ReleaseError, match=r"hashed n-grams 1, 128.*hashed n-grams 1, 1024"):
         DifficultyRouter.load(path)
     assert DifficultyRouter.load(path, HashedNgrams(128)).kind == "logistic"
@@ -265,7 +326,7 @@ def test_another_encoder_or_file_is_refused(tmp_path):
 
 @pytest.mark.parametrize("text", ODD)
 def test_any_text_and_task_has_a_prediction(text):
-    router = DifficultyRouter.train(*workload(200), options=TrainingOptions(("logistic",))).router
+    router = DifficultyRouter.train(Observations(*workload(200)), TrainingOptions(("logistic",))).router
     predicted = router([text, text], ["chat", None])
     assert predicted.shape == (2, 2)
     assert ((predicted > 0) & (predicted < 1)).all()
@@ -280,16 +341,19 @@ def test_bad_examples_are_told():
         ({"good": {}}, "got none"),
         ({"weights": [0.0] * 20}, "weights: expected positive"),
         ({"units": ["same"] * 20}, "units: a router needs at least two"),
+        ({"cost": {"small": 1.0}}, "cost: expected numbers >= 0 of small, large"),
+        ({"preferences": [(20, "large", "small")]}, "preferences: expected .row below 20, tier, other tier."),
+        ({"preferences": [(0, "large", "huge")]}, "huge"),
     ):
         arguments = {"texts": texts, "tasks": tasks, "good": good} | changed
         with pytest.raises(DataError, match=message):
-            DifficultyRouter.train(**arguments)
+            Observations(**arguments)
     with pytest.raises(DataError, match="methods: unknown oracle; known: task means"):
         TrainingOptions(("oracle",))
 
 
 def test_little_is_enough_to_train_on():
     texts, tasks, good = workload(12)
-    router = DifficultyRouter.train(texts, tasks, {**good, "always": [1.0] * 12}).router
+    router = DifficultyRouter.train(Observations(texts, tasks, {**good, "always": [1.0] * 12})).router
     assert router(texts, tasks).shape == (12, 3)
     assert router(texts, tasks)[:, 2].min() > 0.8

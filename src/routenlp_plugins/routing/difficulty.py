@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -13,13 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError, ReleaseError
-from ..evaluate.units import unit_interval
 from .encoders import Encoder, HashedNgrams
 from .examples import Examples, Method, best, log_odds, logistic, probability
 from .factors import MatrixFactorisation
 from .linear import Logistic
 from .means import TaskMeans
 from .neighbours import NearestNeighbours
+from .network import Network
+from .observations import Observations
 from .projecting import Projection
 
 __all__ = ["METHODS", "DifficultyRouter", "Trained"]
@@ -30,9 +31,9 @@ METHODS: Mapping[str, type[Any]] = {
     "logistic": Logistic,
     "matrix factorisation": MatrixFactorisation,
     "nearest neighbours": NearestNeighbours,
+    "network": Network,
 }
 """By name, from simple to complex: where several are tried, a simpler one is kept unless another is clearly better."""
-FOLDS = 5
 FEWEST = 50
 """Rows of known outcome below which a tier's probabilities are not calibrated."""
 FREE = 10.0
@@ -68,37 +69,18 @@ class DifficultyRouter:
         object.__setattr__(self, "digest", digest.hexdigest())
 
     @classmethod
-    def train(
-        cls,
-        texts: Sequence[str],
-        tasks: Sequence[str],
-        good: Mapping[str, Sequence[float]],
-        *,
-        units: Sequence[str] | None = None,
-        weights: Sequence[float] | None = None,
-        options: TrainingOptions | None = None,
-    ) -> Trained:
-        """Learn from queries that several tiers have answered.
-
-        Args:
-            texts, tasks: (n,) of the queries.
-            good: tier -> (n,) how good its answers were, in [0, 1]; NaN where unknown.
-            units: (n,) what each query was drawn with, such as a dialogue; units are held out whole.
-            weights: (n,) one over the probability with which each was selected.
-
-        Raises:
-            DataError: lengths differ, a value is out of range, or a tier has no outcome at all.
-        """
+    def train(cls, observed: Observations, options: TrainingOptions | None = None) -> Trained:
+        """Learn from queries that several tiers have answered."""
         options = options or TrainingOptions()
-        examples, names = _examples(texts, tasks, good, units, weights, options.seed)
-        vectors = options.encoder(texts)
+        vectors = options.encoder(observed.texts)
         projection = Projection.train(vectors, options.seed)
-        examples = Examples(projection(vectors), examples.tasks, examples.good, examples.weights, examples.folds)
+        examples = observed.examples(projection(vectors), options.seed)
+        names = observed.task_names
         trainers = [train for kind in options.methods for train in METHODS[kind].trainers(len(names))]
         method, held_out = best(trainers, examples)
         kind = next(kind for kind, of in METHODS.items() if isinstance(method, of))
         slope, intercept = _calibration(held_out, examples)
-        router = cls(tuple(good), names, kind, options.encoder, projection, method, slope, intercept)
+        router = cls(tuple(observed.good), names, kind, options.encoder, projection, method, slope, intercept)
         return Trained(router, _calibrated(held_out, slope, intercept))
 
     def __call__(self, texts: Sequence[str], tasks: Sequence[str | None]) -> NDArray[np.float64]:
@@ -210,53 +192,6 @@ class TrainingOptions:
         if unknown or not self.methods:
             raise DataError(f"methods: unknown {', '.join(unknown) or '(none given)'}; known: {', '.join(METHODS)}")
         object.__setattr__(self, "methods", tuple(name for name in METHODS if name in self.methods))
-
-
-def _examples(
-    texts: Sequence[str],
-    tasks: Sequence[str],
-    good: Mapping[str, Sequence[float]],
-    units: Sequence[str] | None,
-    weights: Sequence[float] | None,
-    seed: int,
-) -> tuple[Examples, tuple[str, ...]]:
-    """The examples, still without vectors, and the names of their tasks.
-
-    Raises:
-        DataError: as for `DifficultyRouter.train`.
-    """
-    n = len(texts)
-    units = [str(i) for i in range(n)] if units is None else units
-    heavy = np.ones(n) if weights is None else np.asarray(weights, dtype=np.float64)
-    if not n or not good:
-        raise DataError("a router needs queries and outcomes of at least one tier, got none")
-    lengths: dict[str, Sized] = {"tasks": tasks, "units": units, "weights": heavy, **good}
-    for name, of in lengths.items():
-        if len(of) != n:
-            raise DataError(f"{name}: expected {n} values, one for each text, got {len(of)}")
-    columns = np.column_stack([np.asarray(of, dtype=np.float64) for of in good.values()])
-    wrong = ~(np.isnan(columns) | ((columns >= 0) & (columns <= 1)))
-    if wrong.any():
-        row, k = np.argwhere(wrong)[0]
-        raise DataError(f"{list(good)[k]}: outcomes are in [0, 1], or NaN, got {columns[row, k]} in row {row}")
-    empty = [tier for k, tier in enumerate(good) if np.isnan(columns[:, k]).all()]
-    if empty:
-        raise DataError(f"{empty[0]}: no outcome at all; leave the tier out, it cannot be learned")
-    if not (np.isfinite(heavy) & (heavy > 0)).all():
-        raise DataError("weights: expected positive numbers")
-    names = tuple(sorted(set(tasks)))
-    place = {name: i for i, name in enumerate(names)}
-    if len(set(units)) < 2:
-        raise DataError("units: a router needs at least two, to be judged by one that it has not seen")
-    ranks = np.argsort(np.argsort(unit_interval(sorted(set(units)), seed, "router fold"), kind="stable"))
-    fold = {unit: int(rank) % FOLDS for unit, rank in zip(sorted(set(units)), ranks, strict=True)}
-    return Examples(
-        np.zeros((n, 0), dtype=np.float32),
-        np.array([place[task] for task in tasks], dtype=np.intp),
-        columns,
-        heavy,
-        np.array([fold[unit] for unit in units], dtype=np.intp),
-    ), names
 
 
 def _calibration(held_out: NDArray[np.float64], examples: Examples) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

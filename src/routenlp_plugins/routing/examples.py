@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -36,6 +36,8 @@ class Examples:
         good: (n, K) in [0, 1], NaN where unknown.
         weights: (n,) one over the probability with which the row was selected.
         folds: (n,) number of the fold in which the row's unit is held out.
+        cost: (K,) mean USD of a call; tiers are in this order.
+        preferences: (m, 3) rows, each with the column of the tier whose answer was preferred, and of the other.
     """
 
     vectors: NDArray[np.float32]
@@ -43,12 +45,16 @@ class Examples:
     good: NDArray[np.float64]
     weights: NDArray[np.float64]
     folds: NDArray[np.intp]
+    cost: NDArray[np.float64]
+    preferences: NDArray[np.intp] = field(default_factory=lambda: np.empty((0, 3), dtype=np.intp))
 
     def __len__(self) -> int:
         return len(self.tasks)
 
-    def take(self, rows: NDArray[np.bool_] | NDArray[np.intp]) -> Examples:
-        """These rows."""
+    def take(self, rows: NDArray[np.bool_]) -> Examples:
+        """The rows that are marked, and what is preferred among them."""
+        kept = self.preferences[rows[self.preferences[:, 0]]]
+        place = np.cumsum(rows) - 1
         return replace(
             self,
             vectors=self.vectors[rows],
@@ -56,6 +62,7 @@ class Examples:
             good=self.good[rows],
             weights=self.weights[rows],
             folds=self.folds[rows],
+            preferences=np.column_stack([place[kept[:, 0]], kept[:, 1:]]),
         )
 
 
