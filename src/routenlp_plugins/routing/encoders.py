@@ -19,7 +19,15 @@ from ..errors import DataError, MissingExtraError
 if TYPE_CHECKING:
     from sklearn.feature_extraction.text import HashingVectorizer
 
-__all__ = ["CachedEncoder", "Encoder", "HashedNgrams", "StaticEmbeddings", "TransformerEncoder", "readable"]
+__all__ = [
+    "CachedEncoder",
+    "Encoder",
+    "HashedNgrams",
+    "StaticEmbeddings",
+    "TransformerEncoder",
+    "of_length_one",
+    "readable",
+]
 
 LONGEST = 8000
 """Characters of a text that are read: the first and the last half of them."""
@@ -97,7 +105,7 @@ def _half(texts: Sequence[str], kind: Literal["word", "char_wb"], size: int) -> 
     # checks of parameters would take longer than the hashing of a prompt
     with config_context(skip_parameter_validation=True):
         counts = _vectorizer(kind, size).transform(texts).toarray()
-    return _of_length_one(np.sign(counts) * np.log1p(np.abs(counts)))
+    return of_length_one(np.sign(counts) * np.log1p(np.abs(counts)))
 
 
 @lru_cache
@@ -174,7 +182,7 @@ class StaticEmbeddings:
         for place, tokens in enumerate(tokenized):
             if tokens.ids:
                 found[place] = self.vectors[tokens.ids].mean(axis=0)
-        return _of_length_one(found)
+        return of_length_one(found)
 
 
 @dataclass(frozen=True)
@@ -223,7 +231,7 @@ class TransformerEncoder:
                 layer = model(**tokens).last_hidden_state
             mask = tokens["attention_mask"].unsqueeze(-1)
             found[places] = ((layer * mask).sum(1) / mask.sum(1).clamp(min=1)).numpy()
-        return _of_length_one(found)
+        return of_length_one(found)
 
     @cached_property
     def _digest(self) -> str:
@@ -303,7 +311,8 @@ class CachedEncoder:
         return blake2b(f"{self.name}\n{text}".encode("utf-8", "replace"), digest_size=16).digest()
 
 
-def _of_length_one(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+def of_length_one(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The (n, d) vectors over their lengths; one of length 0 stays."""
     length = np.linalg.norm(vectors, axis=1, keepdims=True)
     return np.asarray(vectors / np.where(length == 0, 1, length), dtype=np.float32)
 

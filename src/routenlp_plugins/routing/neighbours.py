@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .encoders import of_length_one
 from .examples import Examples, Trainer
 
 __all__ = ["NearestNeighbours"]
@@ -50,14 +51,14 @@ class NearestNeighbours:
         weights = examples.weights[:, None] / examples.weights.mean() * known
         good = np.where(known, examples.good, 0.0) * weights
         overall = (good.sum(axis=0) + 1) / (weights.sum(axis=0) + 2)
-        return cls(_of_length_one(examples.vectors), good, weights, overall, np.array([count]))
+        return cls(of_length_one(examples.vectors), good, weights, overall, np.array([count]))
 
     def __call__(self, vectors: NDArray[np.float32], tasks: NDArray[np.intp]) -> NDArray[np.float64]:
         """(n, K) means of the neighbours; tasks are not looked at."""
         found = np.empty((len(vectors), len(self.overall)))
         count = min(int(self.count[0]), len(self.vectors))
         for start in range(0, len(vectors), BATCH):
-            likeness = _of_length_one(vectors[start : start + BATCH]) @ self.vectors.T
+            likeness = of_length_one(vectors[start : start + BATCH]) @ self.vectors.T
             nearest = np.argpartition(-likeness, count - 1, axis=1)[:, :count]
             good, weights = self.good[nearest].sum(axis=1), self.weights[nearest].sum(axis=1)
             found[start : start + BATCH] = (good + PRIOR * self.overall) / (weights + PRIOR)
@@ -72,8 +73,3 @@ class NearestNeighbours:
             "overall": self.overall,
             "count": self.count,
         }
-
-
-def _of_length_one(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    length = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return np.asarray(vectors / np.where(length == 0, 1, length), dtype=np.float32)
