@@ -28,11 +28,11 @@ from sklearn.neighbors import NearestNeighbors
 
 from routenlp_plugins import Call, Completion, LlamaCppTier, Portfolio, Query, Reference, TextClassifierTier, collect
 from routenlp_plugins.comparing import rouge_l
-from routenlp_plugins.evaluate.outcomes import read_outcomes
+from routenlp_plugins.evaluate.outcomes import OutcomeRow, read_outcomes
 from routenlp_plugins.evaluate.table import TaskTable, task_tables
 from routenlp_plugins.testing import count_tokens
 
-__all__ = ["HERE", "SCRATCH", "TASKS", "data_folder", "folds"]
+__all__ = ["HERE", "TASKS", "answered", "data_folder", "folds"]
 
 HERE = Path(__file__).parent
 SCRATCH, TABLES = HERE / "scratch", HERE / "tables"
@@ -77,6 +77,15 @@ def write(table: TaskTable, file: Path) -> None:
     # rounded, so that a file does not hold noise; row by row, as safetensors writes arrays as they lie in memory
     rounded = {n: np.ascontiguousarray(a.astype(np.float32) if a.dtype != bool else a) for n, a in arrays.items()}
     save_file(rounded, file, {"table": json.dumps(names)})
+
+
+def answered(task: str, fold: str) -> list[OutcomeRow]:
+    """What every tier said to each query of a fold, collected where that has not been done."""
+    file = SCRATCH / f"{task}-{fold}.jsonl"
+    if not file.exists():
+        SCRATCH.mkdir(exist_ok=True)
+        collected(task, Portfolio.from_yaml(HERE / "portfolios" / "local_tiers.yaml"))
+    return read_outcomes(file)
 
 
 def read(file: Path) -> TaskTable:

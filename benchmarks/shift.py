@@ -20,19 +20,17 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from local_tiers import SCRATCH
+from local_tiers import HERE, answered
 
 from routenlp_plugins import DataError, Portfolio, Release, RiskNotControlledError, Watch, fit, renew
 from routenlp_plugins.cascade.risks import Violation
-from routenlp_plugins.evaluate.outcomes import Outcome, OutcomeRow, read_outcomes
+from routenlp_plugins.evaluate.outcomes import Outcome, OutcomeRow
 from routenlp_plugins.replaying import replayed
 from routenlp_plugins.watching import excess_of
 
-HERE = Path(__file__).parent
 ALPHA, DELTA = 0.05, 0.1
 DAYS, PER_DAY, CHANGE, AUDITED = 14, 2000, 4, 0.05
 FITTED_ON, STREAMS = 1500, 20
@@ -44,6 +42,7 @@ WAYS = ("nothing", "weekly", "watched")
 
 
 def main() -> None:
+    answered("cs_intent", "B")  # before there are two processes to collect it
     with get_context("fork").Pool(2) as pool:
         streams = pool.starmap(stream, [(loss, seed) for loss in LOSSES for seed in range(STREAMS)], chunksize=1)
     rows = [summary(loss, way, [s[way] for s in streams if s["loss"] == loss]) for loss in LOSSES for way in WAYS]
@@ -78,7 +77,7 @@ def stream(loss: float, seed: int) -> dict[str, Any]:
     """Two weeks under each way."""
     rng = np.random.default_rng([seed, int(100 * loss)])
     portfolio = Portfolio.from_yaml(HERE / "portfolios" / "local_tiers.yaml")
-    population = read_outcomes(SCRATCH / "cs_intent-B.jsonl")
+    population = answered("cs_intent", "B")
     fitted_on = rng.choice(len(population), FITTED_ON, replace=False)
     release = fit([population[i] for i in fitted_on], portfolio, alpha=ALPHA, delta=DELTA, seed=seed)
     tier = Counter(replayed(row, release).tier for row in population[:500]).most_common(1)[0][0]

@@ -9,7 +9,8 @@ VALID = """
 frontier: big
 tiers:
   - {name: local, usd_per_hour: 0.36}
-  - {name: big, input_usd_per_mtok: 2.5, output_usd_per_mtok: 10}
+  - {name: big, input_usd_per_mtok: 2.5, output_usd_per_mtok: 10, context_tokens: 128000, supports: [tools],
+     profile: {reasoning: 71.5}}
 tasks:
   - {name: intent, metric: accuracy, tiers: [local]}
   - {name: reply, metric: rouge_l, tau: 0.5}
@@ -23,7 +24,18 @@ def test_a_portfolio_is_read_from_yaml_and_survives_a_round_trip(tmp_path):
     assert read.names == ("local", "big")
     assert read.task("reply").tau == 0.5
     assert read.below_frontier("intent") == ("local",)
+    assert (read.tier("big").context_tokens, read.tier("big").supports) == (128000, ("tools",))
+    assert read.tier("big").profile == {"reasoning": 71.5}
     assert Portfolio.from_dict(read.as_dict()) == read
+
+
+def test_capabilities_are_configuration_and_profiles_void_no_certificate():
+    local, big = Tier("local", 1, 1, profile={"humour": 2}), Tier("big", 2, 2, profile={"humour": 3})
+    other = Portfolio((local, big), capabilities=("humour",))
+    assert Portfolio.from_dict(other.as_dict()) == other
+    assert other.fingerprint == Portfolio((Tier("local", 1, 1), Tier("big", 2, 2))).fingerprint
+    with pytest.raises(PortfolioError, match="tier 'local': profile names humour, which is no capability"):
+        Portfolio((local, big))
 
 
 def test_costs_are_per_token_or_per_machine_hour():
@@ -65,8 +77,16 @@ def test_the_frontier_may_be_left_out_if_one_tier_is_dearest():
         (("usd_per_hour: 0.36", "usd_per_hour: .inf"), "usd_per_hour must be a number >= 0, got inf"),
         (("usd_per_hour: 0.36", "usd_per_hour: true"), "usd_per_hour must be a number >= 0, got True"),
         (("tau: 0.5", "tau: true"), r"task 'reply': tau must be in \(0, 1\], got True"),
+        (("context_tokens: 128000", "context_tokens: 0"), "tier 'big': context_tokens must be a whole number >= 1"),
+        (("supports: [tools]", "supports: tools"), r"tiers\[1\]: supports must be a list of names, got 'tools'"),
+        (
+            ("reasoning: 71.5", "cooking: 71.5"),
+            "profile names cooking, which is no capability",
+        ),
+        (("reasoning: 71.5", "reasoning: .nan"), "tier 'big': profile: reasoning must be a number, got nan"),
+        (("{reasoning: 71.5}", "71.5"), "tier 'big': profile must be capability: score, got 71.5"),
         ((VALID, "- 1"), "top level: expected a mapping, got list"),
-        (("tiers: [local]", "tiers: local"), r"tasks\[0\]: tiers must be a list of tier names, got 'local'"),
+        (("tiers: [local]", "tiers: local"), r"tasks\[0\]: tiers must be a list of names, got 'local'"),
     ],
 )
 def test_a_malformed_portfolio_names_file_and_field(tmp_path, change, message):

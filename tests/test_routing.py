@@ -318,9 +318,9 @@ def test_another_encoder_or_file_is_refused(tmp_path):
         DifficultyRouter.load(path)
     assert DifficultyRouter.load(path, HashedNgrams(128)).kind == "logistic"
     path.write_bytes(path.read_bytes()[:-50])
-    with pytest.raises(ReleaseError, match="not a saved difficulty router"):
+    with pytest.raises(ReleaseError, match=r"not a .* difficulty router"):
         DifficultyRouter.load(path, HashedNgrams(128))
-    with pytest.raises(ReleaseError, match="not a saved difficulty router"):
+    with pytest.raises(ReleaseError, match=r"not a .* difficulty router"):
         DifficultyRouter.load(tmp_path / "nothing")
 
 

@@ -75,9 +75,9 @@ class TestTextClassifier:
         with pytest.raises(ReleaseError, match=r"c\.safetensors: exists already"):
             classifier.save(path)
         path.write_bytes(path.read_bytes()[:1000])
-        with pytest.raises(ReleaseError, match=r"c\.safetensors: not a saved text classifier"):
+        with pytest.raises(ReleaseError, match=r"c\.safetensors: not a .* text classifier"):
             TextClassifierTier.load(path)
-        with pytest.raises(ReleaseError, match="not a saved text classifier"):
+        with pytest.raises(ReleaseError, match=r"not a .* text classifier"):
             TextClassifierTier.load(tmp_path / "nowhere")
 
     @pytest.mark.parametrize("analyzer", ["word", "char_wb"])

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from hashlib import sha256
-from math import inf
+from math import inf, isfinite
 from pathlib import Path
 from typing import Any
 
 from .errors import PortfolioError
 
-__all__ = ["Portfolio", "Task", "Tier"]
+__all__ = ["CAPABILITIES", "Portfolio", "Task", "Tier"]
+
+CAPABILITIES = ("reasoning", "code generation", "debugging", "tool use")
+"""What profiles speak of where a portfolio does not say otherwise (HyDRA, Garg et al. 2026)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +26,9 @@ class Tier:
         input_usd_per_mtok, output_usd_per_mtok: USD per million tokens; both or none.
         usd_per_hour: USD per hour of the machine it runs on, for tiers that are paid by time.
         version: of the model or the prompt behind it; another one voids certificates.
+        context_tokens: what prompt and answer may have together; None where that is no limit.
+        supports: what it can be asked for beyond text, by the names in `Query.requires`, such as ``tools``.
+        profile: capability -> raw score in any unit that is the same for all tiers, higher for a more capable one.
     """
 
     name: str
@@ -30,6 +36,9 @@ class Tier:
     output_usd_per_mtok: float | None = None
     usd_per_hour: float | None = None
     version: str | None = None
+    context_tokens: int | None = None
+    supports: tuple[str, ...] = ()
+    profile: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
@@ -40,6 +49,14 @@ class Tier:
                 raise PortfolioError(f"tier {self.name!r}: {name} must be a number >= 0, got {price!r}")
         if self.version is not None and not isinstance(self.version, str):
             raise PortfolioError(f"tier {self.name!r}: version must be a string, got {self.version!r}")
+        size = self.context_tokens
+        if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
+            raise PortfolioError(f"tier {self.name!r}: context_tokens must be a whole number >= 1, got {size!r}")
+        if not isinstance(self.profile, Mapping):
+            raise PortfolioError(f"tier {self.name!r}: profile must be capability: score, got {self.profile!r}")
+        for capability, score in self.profile.items():
+            if not (_is_number(score) and isfinite(score)):
+                raise PortfolioError(f"tier {self.name!r}: profile: {capability} must be a number, got {score!r}")
         if (self.input_usd_per_mtok is None) != (self.output_usd_per_mtok is None):
             raise PortfolioError(f"tier {self.name!r}: give input_usd_per_mtok and output_usd_per_mtok together")
         if self.usd_per_hour is not None and self.input_usd_per_mtok is not None:
@@ -101,17 +118,27 @@ class Portfolio:
 
     Attributes:
         frontier: name of the reference tier; "" takes the dearest tier if it is dearest without a tie.
+        capabilities: D names of what profiles speak of.
     """
 
     tiers: tuple[Tier, ...]
     frontier: str = ""
     tasks: tuple[Task, ...] = ()
+    capabilities: tuple[str, ...] = CAPABILITIES
 
     def __post_init__(self) -> None:
         if not self.tiers:
             raise PortfolioError("tiers: a portfolio needs at least one tier")
         names = _unique("tier", [tier.name for tier in self.tiers])
         _unique("task", [task.name for task in self.tasks])
+        _unique("capability", list(self.capabilities))
+        for tier in self.tiers:
+            unknown = [name for name in tier.profile if name not in self.capabilities]
+            if unknown:
+                raise PortfolioError(
+                    f"tier {tier.name!r}: profile names {', '.join(unknown)}, which is no capability; capabilities: "
+                    f"{', '.join(self.capabilities) or 'none'}"
+                )
         if not self.frontier:
             object.__setattr__(self, "frontier", _dearest(self.tiers))
         if self.frontier not in names:
@@ -161,11 +188,12 @@ class Portfolio:
 
     def as_dict(self) -> dict[str, Any]:
         """In JSON types, without what is unknown; `from_dict` reads it back."""
-        return {
+        facts: dict[str, Any] = {
             "frontier": self.frontier,
             "tiers": [_known(asdict(tier)) for tier in self.tiers],
             "tasks": [_known(asdict(task)) for task in self.tasks],
         }
+        return facts if self.capabilities == CAPABILITIES else {**facts, "capabilities": list(self.capabilities)}
 
     @classmethod
     def from_dict(cls, data: object, source: str = "portfolio") -> Portfolio:
@@ -176,21 +204,20 @@ class Portfolio:
         """
         try:
             fields_ = _fields_of(data, cls, "")
-            tiers = tuple(
-                Tier(**_fields_of(tier, Tier, f"tiers[{i}]")) for i, tier in enumerate(_list(fields_, "tiers"))
-            )
+            tiers = tuple(_tier(tier, f"tiers[{i}]") for i, tier in enumerate(_list(fields_, "tiers")))
             tasks = tuple(_task(task, f"tasks[{i}]") for i, task in enumerate(_list(fields_, "tasks")))
             frontier = fields_.get("frontier", "")
             if not isinstance(frontier, str):
                 raise PortfolioError(f"frontier: expected the name of a tier, got {frontier!r}")
-            return cls(tiers=tiers, frontier=frontier, tasks=tasks)
+            given = {} if "capabilities" not in fields_ else {"capabilities": _names(fields_, "capabilities", "")}
+            return cls(tiers=tiers, frontier=frontier, tasks=tasks, **given)
         except PortfolioError as error:
             raise PortfolioError(f"{source}: {error}") from None
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> Portfolio:
         """From a YAML file ``frontier: NAME``, ``tiers: [{name, input_usd_per_mtok, output_usd_per_mtok |
-        usd_per_hour}]``, ``tasks: [{name, metric, tau, tiers}]``.
+        usd_per_hour}]``, ``tasks: [{name, metric, tau, tiers}]``; further fields as of `Tier`, `Task` and `Portfolio`.
 
         Raises:
             PortfolioError: the file cannot be read, is no YAML, or does not describe a portfolio.
@@ -232,7 +259,8 @@ def _unique(what: str, names: list[str]) -> list[str]:
 
 
 def _known(facts: dict[str, Any]) -> dict[str, Any]:
-    return {name: list(v) if isinstance(v, tuple) else v for name, v in facts.items() if v is not None}
+    known = {name: list(v) if isinstance(v, tuple) else v for name, v in facts.items() if v is not None}
+    return {name: v for name, v in known.items() if v or name not in ("supports", "profile")}
 
 
 def _fields_of(data: object, cls: type, where: str) -> dict[str, Any]:
@@ -256,9 +284,18 @@ def _list(data: dict[str, Any], name: str) -> list[object]:
     return value
 
 
+def _tier(data: object, where: str) -> Tier:
+    values = _fields_of(data, Tier, where)
+    return Tier(**{**values, "supports": _names(values, "supports", where)})
+
+
 def _task(data: object, where: str) -> Task:
     values = _fields_of(data, Task, where)
-    tiers = values.get("tiers")
-    if tiers is not None and (not isinstance(tiers, list) or not all(isinstance(name, str) for name in tiers)):
-        raise PortfolioError(f"{where}: tiers must be a list of tier names, got {tiers!r}")
-    return Task(**{**values, "tiers": None if tiers is None else tuple(tiers)})
+    return Task(**{**values, "tiers": None if values.get("tiers") is None else _names(values, "tiers", where)})
+
+
+def _names(values: dict[str, Any], name: str, where: str) -> tuple[str, ...]:
+    found = values.get(name) or []
+    if not isinstance(found, list) or not all(isinstance(one, str) and one for one in found):
+        raise PortfolioError(f"{where + ': ' if where else ''}{name} must be a list of names, got {found!r}")
+    return tuple(found)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..arrays import read_arrays, write_arrays
 from ..errors import DataError, ReleaseError
 from .encoders import Encoder, HashedNgrams
 from .examples import Examples, Method, best, log_odds, logistic, probability
@@ -96,16 +97,7 @@ class DifficultyRouter:
         Raises:
             ReleaseError: there is something at `path` already.
         """
-        from safetensors.numpy import save
-
-        # safetensors writes memory as it lies, so columns first would be read back as rows
-        arrays = {name: np.ascontiguousarray(array) for name, array in self._arrays().items()}
-        try:
-            with Path(path).open("xb") as file:
-                file.write(save(arrays, metadata=self._facts()))
-        except FileExistsError:
-            raise ReleaseError(f"{path}: exists already and is not overwritten; choose a new file") from None
-        return Path(path)
+        return write_arrays(path, self._facts(), self._arrays())
 
     @classmethod
     def load(cls, path: str | Path, encoder: Encoder | None = None) -> DifficultyRouter:
@@ -117,14 +109,8 @@ class DifficultyRouter:
         Raises:
             ReleaseError: the file is missing, truncated, edited or something else, or names another encoder.
         """
-        from safetensors import SafetensorError, safe_open
-
+        facts, arrays = read_arrays(path, FORMAT)
         try:
-            with safe_open(path, framework="numpy") as file:
-                facts = file.metadata() or {}
-                if facts.get("format") != FORMAT:
-                    raise ReleaseError(f"{path}: expected format {FORMAT!r}, got {facts.get('format')!r}")
-                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             encoder = encoder or HashedNgrams()
             if encoder.name != facts["encoder"]:
                 raise ReleaseError(
@@ -144,7 +130,7 @@ class DifficultyRouter:
                 METHODS[facts["kind"]](**parts["method"]),
                 **parts["calibration"],
             )
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise ReleaseError(f"{path}: not a saved difficulty router ({error})") from None
 
     def _facts(self) -> dict[str, str]:

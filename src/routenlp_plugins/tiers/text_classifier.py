@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from ..arrays import read_arrays, write_arrays
 from ..errors import DataError, ReleaseError
 from ..types import Call, Completion
 
@@ -130,8 +131,6 @@ class TextClassifierTier:
         Raises:
             ReleaseError: there is something at `path` already.
         """
-        from safetensors.numpy import save
-
         facts = {"format": FORMAT, "analyzer": self.analyzer, "labels": json.dumps(self.labels)}
         arrays: dict[str, NDArray[Any]] = {
             "idf": self.idf,
@@ -139,13 +138,7 @@ class TextClassifierTier:
             "intercepts": self.intercepts,
             "inverse_temperature": np.array([self.inverse_temperature]),
         }
-        try:
-            with Path(path).open("xb") as file:
-                # safetensors writes memory as it lies, so columns first would be read back as rows
-                file.write(save({name: np.ascontiguousarray(a) for name, a in arrays.items()}, metadata=facts))
-        except FileExistsError:
-            raise ReleaseError(f"{path}: exists already and is not overwritten; choose a new file") from None
-        return Path(path)
+        return write_arrays(path, facts, arrays)
 
     @classmethod
     def load(cls, path: str | Path) -> TextClassifierTier:
@@ -154,14 +147,8 @@ class TextClassifierTier:
         Raises:
             ReleaseError: the file is missing, truncated or something else.
         """
-        from safetensors import SafetensorError, safe_open
-
+        facts, arrays = read_arrays(path, FORMAT)
         try:
-            with safe_open(path, framework="numpy") as file:
-                facts = file.metadata() or {}
-                if facts.get("format") != FORMAT:
-                    raise ReleaseError(f"{path}: expected format {FORMAT!r}, got {facts.get('format')!r}")
-                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             return cls(
                 labels=tuple(json.loads(facts["labels"])),
                 analyzer="word" if facts["analyzer"] == "word" else "char_wb",
@@ -170,7 +157,7 @@ class TextClassifierTier:
                 intercepts=arrays["intercepts"],
                 inverse_temperature=float(arrays["inverse_temperature"][0]),
             )
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
+        except (KeyError, ValueError) as error:
             raise ReleaseError(f"{path}: not a saved text classifier ({error})") from None
 
 
