@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from .auditing import Auditor as Auditor
     from .cascade.certificate import Certificate as Certificate
     from .collecting import collect as collect
+    from .conversation import turn_key as turn_key
+    from .conversation import user_words as user_words
     from .dispatch import Dispatcher as Dispatcher
     from .errors import BudgetExceededError as BudgetExceededError
     from .errors import DataError as DataError
@@ -36,6 +38,11 @@ if TYPE_CHECKING:
     from .renewing import renew as renew
     from .replaying import Replay as Replay
     from .replaying import replay as replay
+    from .routing.capability import CapabilityRouter as CapabilityRouter
+    from .routing.capability import Matching as Matching
+    from .routing.difficulty import DifficultyRouter as DifficultyRouter
+    from .routing.observations import Observations as Observations
+    from .routing.requirements import CapabilityHeads as CapabilityHeads
     from .tiers.llama_cpp import LlamaCppTier as LlamaCppTier
     from .tiers.openai_compatible import OpenAICompatibleTier as OpenAICompatibleTier
     from .tiers.openai_format import alternative_scores as alternative_scores
@@ -59,6 +66,7 @@ _MODULES = {
     "auditing": ("AuditOptions", "Auditor"),
     "cascade.certificate": ("Certificate",),
     "collecting": ("collect",),
+    "conversation": ("turn_key", "user_words"),
     "evaluate.references": ("Reference",),
     "dispatch": ("Dispatcher",),
     "errors": (
@@ -79,6 +87,10 @@ _MODULES = {
     "release": ("Release",),
     "renewing": ("audits_after_alarm", "renew"),
     "replaying": ("Replay", "replay"),
+    "routing.capability": ("CapabilityRouter", "Matching"),
+    "routing.difficulty": ("DifficultyRouter",),
+    "routing.observations": ("Observations",),
+    "routing.requirements": ("CapabilityHeads",),
     "tiers.llama_cpp": ("LlamaCppTier",),
     "tiers.openai_compatible": ("OpenAICompatibleTier",),
     "tiers.openai_format": ("alternative_scores",),

@@ -87,6 +87,7 @@ class Task:
             the metric, and the normalised text for a metric of your own.
         tau: quality floor in (0, 1]; None means that quality is 0 or 1 and 1 is required.
         tiers: names of the tiers that may serve it; None allows all. The frontier always may.
+        capabilities: what its queries may require; None stands for all. No certificate depends on it.
     """
 
     name: str
@@ -94,6 +95,7 @@ class Task:
     tau: float | None = None
     tiers: tuple[str, ...] | None = None
     comparator: str | None = None
+    capabilities: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
@@ -132,11 +134,13 @@ class Portfolio:
         names = _unique("tier", [tier.name for tier in self.tiers])
         _unique("task", [task.name for task in self.tasks])
         _unique("capability", list(self.capabilities))
-        for tier in self.tiers:
-            unknown = [name for name in tier.profile if name not in self.capabilities]
+        named = [(f"tier {tier.name!r}: profile", tuple(tier.profile)) for tier in self.tiers]
+        named += [(f"task {task.name!r}: capabilities", task.capabilities or ()) for task in self.tasks]
+        for where, capabilities in named:
+            unknown = [name for name in capabilities if name not in self.capabilities]
             if unknown:
                 raise PortfolioError(
-                    f"tier {tier.name!r}: profile names {', '.join(unknown)}, which is no capability; capabilities: "
+                    f"{where} names {', '.join(unknown)}, which is no capability; capabilities: "
                     f"{', '.join(self.capabilities) or 'none'}"
                 )
         if not self.frontier:
@@ -171,6 +175,11 @@ class Portfolio:
         allowed = self.task(task).tiers
         return tuple(n for n in self.names if n != self.frontier and (allowed is None or n in allowed))
 
+    def called_for(self, task: str) -> tuple[str, ...]:
+        """Names of the capabilities that queries of a task may require."""
+        own = self.task(task).capabilities
+        return self.capabilities if own is None else own
+
     @property
     def identity(self) -> dict[str, Any]:
         """What a policy depends on: everything but prices."""
@@ -178,7 +187,7 @@ class Portfolio:
         return {
             "frontier": facts["frontier"],
             "tiers": sorted(f"{tier.name} {tier.version}" if tier.version else tier.name for tier in self.tiers),
-            "tasks": sorted(facts["tasks"], key=lambda task: str(task["name"])),
+            "tasks": sorted((_certified(task) for task in facts["tasks"]), key=lambda task: str(task["name"])),
         }
 
     @property
@@ -258,6 +267,10 @@ def _unique(what: str, names: list[str]) -> list[str]:
     return names
 
 
+def _certified(task: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in task.items() if name != "capabilities"}
+
+
 def _known(facts: dict[str, Any]) -> dict[str, Any]:
     known = {name: list(v) if isinstance(v, tuple) else v for name, v in facts.items() if v is not None}
     return {name: v for name, v in known.items() if v or name not in ("supports", "profile")}
@@ -291,7 +304,8 @@ def _tier(data: object, where: str) -> Tier:
 
 def _task(data: object, where: str) -> Task:
     values = _fields_of(data, Task, where)
-    return Task(**{**values, "tiers": None if values.get("tiers") is None else _names(values, "tiers", where)})
+    lists = {n: _names(values, n, where) for n in ("tiers", "capabilities") if values.get(n) is not None}
+    return Task(**{**values, **lists})
 
 
 def _names(values: dict[str, Any], name: str, where: str) -> tuple[str, ...]:

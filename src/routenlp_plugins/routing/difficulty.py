@@ -97,7 +97,7 @@ class DifficultyRouter:
         Raises:
             ReleaseError: there is something at `path` already.
         """
-        return write_arrays(path, self._facts(), self._arrays())
+        return write_arrays(path, *self.parts())
 
     @classmethod
     def load(cls, path: str | Path, encoder: Encoder | None = None) -> DifficultyRouter:
@@ -110,28 +110,47 @@ class DifficultyRouter:
             ReleaseError: the file is missing, truncated, edited or something else, or names another encoder.
         """
         facts, arrays = read_arrays(path, FORMAT)
+        return cls.of_parts(path, facts, arrays, encoder)
+
+    def parts(self) -> tuple[dict[str, str], dict[str, NDArray[Any]]]:
+        """Facts and arrays that make it again."""
+        return self._facts(), self._arrays()
+
+    @classmethod
+    def of_parts(
+        cls,
+        source: str | Path,
+        facts: Mapping[str, str],
+        arrays: Mapping[str, NDArray[Any]],
+        encoder: Encoder | None = None,
+    ) -> DifficultyRouter:
+        """From what `parts` gave; `source` names the file in errors.
+
+        Raises:
+            ReleaseError: something is missing, or another encoder is named.
+        """
         try:
             encoder = encoder or HashedNgrams()
             if encoder.name != facts["encoder"]:
                 raise ReleaseError(
-                    f"{path}: its vectors are those of {facts['encoder']!r}, and the encoder is {encoder.name!r}; give "
-                    "load the one it was trained with"
+                    f"{source}: its vectors are those of {facts['encoder']!r}, and the encoder is {encoder.name!r}; "
+                    "give load the one it was trained with"
                 )
-            parts: dict[str, dict[str, NDArray[Any]]] = {"projection": {}, "method": {}, "calibration": {}}
+            of: dict[str, dict[str, NDArray[Any]]] = {"projection": {}, "method": {}, "calibration": {}}
             for name, array in arrays.items():
                 part, _, own = name.partition(".")
-                parts[part][own] = array
+                of[part][own] = array
             return cls(
                 tuple(json.loads(facts["tiers"])),
                 tuple(json.loads(facts["tasks"])),
                 facts["kind"],
                 encoder,
-                Projection(**parts["projection"]),
-                METHODS[facts["kind"]](**parts["method"]),
-                **parts["calibration"],
+                Projection(**of["projection"]),
+                METHODS[facts["kind"]](**of["method"]),
+                **of["calibration"],
             )
         except (KeyError, TypeError, ValueError) as error:
-            raise ReleaseError(f"{path}: not a saved difficulty router ({error})") from None
+            raise ReleaseError(f"{source}: not a saved difficulty router ({error})") from None
 
     def _facts(self) -> dict[str, str]:
         return {

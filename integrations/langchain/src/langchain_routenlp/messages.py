@@ -9,7 +9,7 @@ from typing import Any
 from langchain_core.messages import AIMessage, BaseMessage, ChatMessage, FunctionMessage, ToolMessage
 from langchain_core.messages.ai import UsageMetadata, add_usage
 
-from routenlp_plugins import Answer, Completion, DataError, Query, alternative_scores
+from routenlp_plugins import Answer, Completion, DataError, Query, alternative_scores, user_words
 
 __all__ = ["answer_message", "completion_of", "message_of", "query_of"]
 
@@ -20,7 +20,7 @@ _ROLES = {"human": "user", "ai": "assistant", "developer": "system"}
 def query_of(
     messages: Sequence[BaseMessage], task: str | None, requires: frozenset[str], settings: str, payload: Any
 ) -> Query:
-    """The query of a conversation: its text is the last message of the user.
+    """The query of a conversation: its text is what the user said last, without what a harness added to it.
 
     Args:
         requires: what the call asks for beyond text; images and tool calls in the conversation are added.
@@ -34,9 +34,8 @@ def query_of(
     if task is not None and not isinstance(task, str):
         raise DataError(f"routenlp_task must be the name of a task, got {task!r}")
     chat = tuple({"role": _role(message), "content": str(message.text)} for message in messages)
-    last = next((turn for turn in reversed(chat) if turn["role"] == "user"), chat[-1])
     return Query(
-        last["content"],
+        user_words(chat),
         task=task,
         messages=chat,
         requires=requires | _beyond_text(messages),

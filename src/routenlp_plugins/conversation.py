@@ -1,0 +1,121 @@
+"""What of a conversation a decision is about: the words of the user in the present turn.
+
+Harnesses write more into messages than the user said. The rule: of the messages with the role ``user``, the last one
+that has words; of its text, without every element whose tag is in `HARNESS_TAGS`; if what is left has elements whose
+tag is in `REQUEST_TAGS`, what those enclose and nothing else. System prompts, tool results and the model's own messages
+have other roles. A text without such elements stays as it is.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+
+from .types import Message
+
+__all__ = ["HARNESS_TAGS", "REQUEST_TAGS", "turn_key", "user_words"]
+
+HARNESS_TAGS = (
+    *("system-reminder", "system_reminder", "system", "context", "environment_details", "environment_context"),
+    *("user_info", "user_instructions", "git_status", "open_files", "attached_files", "attachments", "attachment"),
+    *("additional_data", "current_file", "editor_context", "editorContext", "ide_selection", "ide_opened_file"),
+    *("tool_result", "tool_results", "function_results", "command-name", "command-message", "command-args"),
+    *("local-command-stdout", "local-command-stderr", "reminderInstructions", "repository_context"),
+)
+"""Elements that agent harnesses add to the user's messages."""
+REQUEST_TAGS = ("user_query", "user-query", "userRequest", "user_request", "user_message", "task")
+"""Elements in which harnesses enclose what the user said."""
+
+
+def user_words(
+    messages: Sequence[Message],
+    harness: Collection[str] = HARNESS_TAGS,
+    requests: Collection[str] = REQUEST_TAGS,
+) -> str:
+    """The words of the user in the present turn; of a conversation without any, its last message.
+
+    Args:
+        messages: at least one.
+        harness, requests: names of tags, in any case.
+
+    >>> turn = {"role": "user", "content": "<context>14 files</context>Where is it?"}
+    >>> user_words([turn, {"role": "tool", "content": "found 5"}])
+    'Where is it?'
+    """
+    said = [message["content"] for message in messages if message["role"] == "user"]
+    for content in reversed(said):
+        words = _words(content, harness, requests)
+        if words.strip():
+            return words
+    return said[-1] if said else messages[-1]["content"]
+
+
+def turn_key(
+    messages: Sequence[Message],
+    harness: Collection[str] = HARNESS_TAGS,
+    requests: Collection[str] = REQUEST_TAGS,
+) -> str:
+    """The same for all calls of one turn, whatever tools and harness have added since; another one in the next."""
+    said = (_words(message["content"], harness, requests) for message in messages if message["role"] == "user")
+    digest = sha256()
+    for words in said:
+        if words.strip():
+            digest.update(sha256(words.strip().encode("utf-8", "surrogatepass")).digest())
+    return digest.hexdigest()
+
+
+def _words(text: str, harness: Collection[str], requests: Collection[str]) -> str:
+    if "<" not in text:
+        return text
+    text = _without(text, _elements(text, harness))
+    asked = _elements(text, requests)
+    enclosed = "\n".join(text[element.inner].strip() for element in asked)
+    return enclosed if enclosed.strip() else _without(text, asked)
+
+
+def _without(text: str, elements: Sequence[_Element]) -> str:
+    if not elements:
+        return text
+    starts, ends = [0, *(e.outer.stop for e in elements)], [*(e.outer.start for e in elements), len(text)]
+    return "".join(text[start:end] for start, end in zip(starts, ends, strict=True)).strip()
+
+
+@dataclass(frozen=True, slots=True)
+class _Element:
+    """Where an element lies in a text, with its tags and without."""
+
+    outer: slice
+    inner: slice
+
+
+def _elements(text: str, tags: Collection[str]) -> list[_Element]:
+    """The outermost elements with these tags, in order.
+
+    One pass, whatever was left open: nothing that is sent may take more than linear time.
+    """
+    if not tags:
+        return []
+    names = "|".join(re.escape(tag) for tag in tags)
+    found: list[_Element] = []
+    opened: list[tuple[str, int, int]] = []
+    count: dict[str, int] = {}
+    for tag in re.finditer(rf"<(/?)({names})(?=[\s/>])[^<>]*>", text, re.IGNORECASE):
+        name = tag[2].lower()
+        if not tag[1]:
+            if not tag[0].endswith("/>"):
+                opened.append((name, tag.start(), tag.end()))
+                count[name] = count.get(name, 0) + 1
+            continue
+        if not count.get(name):
+            continue
+        while True:
+            top, start, content = opened.pop()
+            count[top] -= 1
+            if top == name:
+                break
+        while found and found[-1].outer.start > start:
+            found.pop()
+        found.append(_Element(slice(start, tag.end()), slice(content, tag.start())))
+    return found
