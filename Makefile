@@ -65,6 +65,7 @@ bench: $(DEV)/.installed
 	$(DEV)/bin/python benchmarks/overhead.py
 	$(DEV)/bin/python benchmarks/speed.py
 	$(DEV)/bin/python benchmarks/routers.py
+	$(DEV)/bin/python benchmarks/capabilities.py
 
 clean:
 	rm -rf $(DEMO) $(DEV) demo-output demo-report.html
