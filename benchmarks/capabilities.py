@@ -85,7 +85,7 @@ def half(seed: int) -> dict[str, dict[str, list[float]]]:
         lacking = router.shortfalls(*asked)[:, columns]
         curves = {
             "retrained": priced(data, test, retrained, mean_cost),
-            "added, at a price": priced(data, test, router(*asked)[:, columns], mean_cost),
+            "added, at a price": priced(data, test, heads.good_enough(lacking), mean_cost),
             "added, by tolerance": tolerated(data, test, lacking, mean_cost),
             "without": priced(data, test, np.where(np.arange(len(data.tiers)) == out, -np.inf, retrained), mean_cost),
         }

@@ -98,7 +98,7 @@ class CapabilityRouter:
                 )
         self._in_bands  # noqa: B018  an incomplete profile is told now
 
-    @property
+    @cached_property
     def tiers(self) -> tuple[str, ...]:
         """M names of tiers that have a profile; no query is matched with any other."""
         return tuple(tier.name for tier in self.portfolio.tiers if tier.profile)

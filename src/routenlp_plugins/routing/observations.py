@@ -54,7 +54,7 @@ class Observations:
         for name, of in given.items():
             if of is not None and len(of) != n:
                 raise DataError(f"{name}: expected {n} values, one for each text, got {len(of)}")
-        columns, tiers = self._columns, list(self.good)
+        columns, tiers = self.columns, list(self.good)
         wrong = ~(np.isnan(columns) | ((columns >= 0) & (columns <= 1)))
         if wrong.any():
             row, k = np.argwhere(wrong)[0]
@@ -62,7 +62,7 @@ class Observations:
         empty = [tier for k, tier in enumerate(tiers) if np.isnan(columns[:, k]).all()]
         if empty:
             raise DataError(f"{empty[0]}: no outcome at all; leave the tier out, it cannot be learned")
-        if not (np.isfinite(self._weights) & (self._weights > 0)).all():
+        if not (np.isfinite(self.row_weights) & (self.row_weights > 0)).all():
             raise DataError("weights: expected positive numbers")
         if len(set(self._units)) < 2:
             raise DataError("units: a router needs at least two, to be judged by one that it has not seen")
@@ -88,15 +88,16 @@ class Observations:
         return Examples(
             vectors=vectors,
             tasks=np.array([task[name] for name in self.tasks], dtype=np.intp),
-            good=self._columns,
-            weights=self._weights,
+            good=self.columns,
+            weights=self.row_weights,
             folds=np.array([fold[unit] for unit in self._units], dtype=np.intp),
             cost=self._cost,
             preferences=np.array(pairs, dtype=np.intp).reshape(-1, 3),
         )
 
     @property
-    def _columns(self) -> NDArray[np.float64]:
+    def columns(self) -> NDArray[np.float64]:
+        """(n, K) how good the answers were, NaN where unknown."""
         return np.column_stack([np.asarray(of, dtype=np.float64) for of in self.good.values()])
 
     @property
@@ -104,7 +105,8 @@ class Observations:
         return [str(i) for i in range(len(self.texts))] if self.units is None else self.units
 
     @property
-    def _weights(self) -> NDArray[np.float64]:
+    def row_weights(self) -> NDArray[np.float64]:
+        """(n,) weights, 1 where none were given."""
         return np.ones(len(self.texts)) if self.weights is None else np.asarray(self.weights, dtype=np.float64)
 
     @property

@@ -67,22 +67,21 @@ class CapabilityHeads:
 
         Raises:
             PortfolioError: a tier with outcomes has no profile, or an incomplete one.
-            DataError: no query tells the capabilities apart.
+            DataError: every answer was as good as any other.
         """
-        tiers, capabilities = tuple(observed.good), portfolio.capabilities
-        raw = profiles_of(portfolio, tiers, capabilities)
-        good = np.column_stack([np.asarray(of, dtype=np.float64) for of in observed.good.values()])
-        called = np.array([[c in portfolio.called_for(task) for c in capabilities] for task in observed.tasks])
+        capabilities, good = portfolio.capabilities, observed.columns
+        raw = profiles_of(portfolio, tuple(observed.good), capabilities)
+        known = np.isfinite(good)
+        if np.ptp(good[known]) == 0:
+            raise DataError("outcomes: every answer was as good as any other; there is nothing to tell tiers apart by")
+        calls_for = {task: portfolio.called_for(task) for task in observed.task_names}
+        called = np.array([[c in calls_for[task] for c in capabilities] for task in observed.tasks])
         labels = requirements(good, raw, called)
         told = replace(observed, good={c: labels[:, d] for d, c in enumerate(capabilities)}, cost=None, preferences=())
         trained = DifficultyRouter.train(told, options)
         bands = bands_of(trained.held_out)
         lacking = shortfalls(trained.held_out, in_bands(raw, bands), band_weights(np.ones(len(capabilities)), bands))
-        known = np.isfinite(good)
-        if np.ptp(good[known]) == 0:
-            raise DataError("outcomes: every answer was as good as any other; there is nothing to tell tiers apart by")
-        weights = np.ones(len(good)) if observed.weights is None else np.asarray(observed.weights, dtype=np.float64)
-        of_pair = np.broadcast_to(weights[:, None], good.shape)[known]
+        of_pair = np.broadcast_to(observed.row_weights[:, None], good.shape)[known]
         slope, intercept = logistic(-lacking[known][:, None], good[known], of_pair / of_pair.mean(), 1.0)
         return cls(trained.router, bands, (intercept, float(slope[0])))
 
