@@ -21,9 +21,10 @@ from populations import drawn
 from scipy.stats import binomtest
 
 from routenlp_plugins import Portfolio
+from routenlp_plugins.cascade.candidate import Candidate
 from routenlp_plugins.cascade.certification import Stream, certify
 from routenlp_plugins.cascade.risks import Violation
-from routenlp_plugins.cascade.search import Candidate, task_paths
+from routenlp_plugins.cascade.search import task_paths
 from routenlp_plugins.evaluate.outcomes import read_outcomes
 from routenlp_plugins.evaluate.table import TaskTable, task_tables
 from routenlp_plugins.evaluate.units import Split, split

@@ -21,9 +21,10 @@ from sklearn.linear_model import LinearRegression
 from sklearn.model_selection import cross_val_score
 
 from routenlp_plugins.cascade.calibration import confidences
-from routenlp_plugins.cascade.ladders import climb, judged, stopping_step
+from routenlp_plugins.cascade.candidate import Candidate
+from routenlp_plugins.cascade.ladders import best_answer
 from routenlp_plugins.cascade.risks import Answered, Retention, Risk, Violation
-from routenlp_plugins.cascade.search import Candidate, task_paths
+from routenlp_plugins.cascade.search import task_paths
 from routenlp_plugins.evaluate.table import TaskTable
 
 SLACK = 0.2
@@ -48,15 +49,16 @@ def main() -> None:
 
 def explained(population: TaskTable, risk: Risk) -> tuple[float, float]:
     candidate = within(population, risk)
-    rungs = candidate.rungs
-    steps = [[(c.tier, confidences(population, c)) for c in rung.confidences] for rung in rungs]
-    ladder = judged(population, [rung.tier for rung in rungs], steps)
-    step = stopping_step(ladder.confidence, np.array([1.0 if r.threshold is None else r.threshold for r in rungs]))
-    of_answer = np.column_stack([ladder.confidence, np.ones(len(population))])[np.arange(len(population)), step]
-    rows = Answered.of(population, *climb(population, rungs))
+    column, cost = candidate.climb(population)
+    judged = [[(c.tier, confidences(population, c)) for c in rung.confidences] for rung in candidate.rungs]
+    best = [best_answer(population, of) for of in judged if of]
+    seen = np.column_stack([confidence for _, confidence in best])
+    given = np.column_stack([np.where(tier == column, confidence, 0.0) for tier, confidence in best])
+    rows = Answered.of(population, column, cost)
+    of_answer = np.where(rows.below, given.max(axis=1), 1.0)
     excess = risk.excess(rows)
     own = np.column_stack([np.where(rows.below, 1 - of_answer, 0.0), rows.below])
-    everything = np.column_stack([np.nan_to_num(ladder.confidence, neginf=-1.0), step])
+    everything = np.column_stack([np.nan_to_num(seen, neginf=-1.0), column])
     trees = HistGradientBoostingRegressor(max_depth=3, max_iter=60)
     boosted = cross_val_score(trees, everything, excess, cv=5, scoring="r2").mean()
     return round(float(LinearRegression().fit(own, excess).score(own, excess)), 3), round(float(boosted), 3)

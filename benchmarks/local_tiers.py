@@ -99,7 +99,8 @@ def read(file: Path) -> TaskTable:
     return TaskTable(
         task=names["task"],
         tiers=tuple(names["tiers"]),
-        tau=names["tau"],
+        texts=np.full(n, "", dtype=np.object_),
+        tau=np.full(n, names["tau"], dtype=np.float64),
         units=np.array([f"{file.stem}-{i}" for i in range(n)]),
         weights=np.ones(n),
         quality=numbers["quality"],

@@ -19,8 +19,8 @@ from langchain_core.language_models.fake_chat_models import FakeListChatModel
 
 from langchain_routenlp import RouterChatModel
 from routenlp_plugins import Completion, Policy, Portfolio, Release, Task, Tier
+from routenlp_plugins.policy import Confidence, Rung
 from routenlp_plugins.testing import ScriptedTier
-from routenlp_plugins.types import Confidence, Rung
 
 CALLS, WARM_UP, IMPORTS = 3000, 200, 11
 GATED = Rung("small", 0.5, (Confidence.plain("small"),))

@@ -40,7 +40,8 @@ def synthetic(tiers: int, n: int = 20_000, seed: int = 0) -> TaskTable:
     return TaskTable(
         task="synthetic",
         tiers=(*names, "frontier"),
-        tau=1.0,
+        texts=np.full(n, "", dtype=np.object_),
+        tau=np.ones(n),
         units=np.array([f"q{i}" for i in range(n)]),
         weights=np.ones(n),
         quality=np.column_stack([right, frontier]).astype(np.float64),

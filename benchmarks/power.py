@@ -25,9 +25,10 @@ from local_tiers import folds
 from numpy.typing import NDArray
 from populations import drawn, only, recorded, synthetic
 
+from routenlp_plugins.cascade.candidate import Candidate
 from routenlp_plugins.cascade.certification import Stream, certify
 from routenlp_plugins.cascade.risks import Retention, Risk, Violation
-from routenlp_plugins.cascade.search import Candidate, task_paths
+from routenlp_plugins.cascade.search import task_paths
 from routenlp_plugins.evaluate.table import TaskTable
 
 DELTA, DRAWS, GRID = 0.1, 100, 50
@@ -144,11 +145,11 @@ def scores(table: TaskTable, column: int, kind: str) -> tuple[NDArray[np.float64
 
 
 def gated(table: TaskTable, column: int, kind: str, threshold: float) -> Candidate:
-    from routenlp_plugins.types import Confidence, Rung
+    from routenlp_plugins.policy import Confidence, Rung
 
     tier = table.tiers[column]
     threshold = min(max(threshold - 1e-9, 0.0), 1.0)
-    return Candidate((Rung(tier, threshold, (Confidence.plain(tier, kind),)),), 0.0, 0.0, 0.0, "mapie")
+    return Candidate((Rung(tier, threshold, (Confidence.plain(tier, kind),)),), "mapie")
 
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -192,7 +192,7 @@ def taken(data: Recorded, rows: NDArray[np.intp]) -> dict[str, TaskTable]:
 def replayed(tables: Mapping[str, TaskTable], point: Point) -> NDArray[np.float64]:
     sums = np.zeros(4)
     for task, table in tables.items():
-        column, cost = climb(table, point.candidates[task].rungs if task in point.candidates else ())
+        column, cost = point.candidates[task].climb(table) if task in point.candidates else climb(table, ())
         quality = np.nan_to_num(table.quality)
         mine = (cost, quality[np.arange(len(table)), column], table.cost[:, -1], quality[:, -1])
         sums += [of.sum() for of in mine]

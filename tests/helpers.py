@@ -11,7 +11,7 @@ import numpy as np
 
 from routenlp_plugins import Completion, Policy, Portfolio, Query, Release, Task, Tier
 from routenlp_plugins.evaluate.outcomes import Outcome, OutcomeRow
-from routenlp_plugins.types import Confidence, Rung
+from routenlp_plugins.policy import Confidence, Rung
 
 ROOT = Path(__file__).parent.parent
 SMALL, MIDDLE, FRONTIER = "small", "middle", "frontier"

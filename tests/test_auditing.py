@@ -29,7 +29,7 @@ from routenlp_plugins import (
     replay,
 )
 from routenlp_plugins.evaluate.outcomes import read_outcomes
-from routenlp_plugins.types import Rung
+from routenlp_plugins.policy import Rung
 
 EVERYTHING = AuditOptions(share=1.0)
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from routenlp_plugins import Completion, DataError, PortfolioError
 from routenlp_plugins.comparing import COMPARATORS, comparator, same_number, same_text, semantic_similarity
 from routenlp_plugins.evidence import TOKEN_KINDS, Answers, confidence_in, evidence, kinds, log_odds
-from routenlp_plugins.types import Confidence, Term
+from routenlp_plugins.policy import Confidence, Term
 
 LOGPROBS = (log(0.5), log(0.9), log(0.8))
 

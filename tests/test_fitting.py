@@ -24,9 +24,9 @@ from routenlp_plugins.cascade.ladders import climb
 from routenlp_plugins.evaluate.outcomes import Outcome, OutcomeRow
 from routenlp_plugins.evaluate.table import task_tables
 from routenlp_plugins.evaluate.units import Split, one_row_per_unit, split
+from routenlp_plugins.policy import Rung
 from routenlp_plugins.replaying import replayed
 from routenlp_plugins.testing import ScriptedTier
-from routenlp_plugins.types import Rung
 
 
 def hopeless(n: int):

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from routenlp_plugins import Call, Completion, DataError, Policy, PortfolioError, Query, TierError
 from routenlp_plugins.flow import drive, route
-from routenlp_plugins.types import Confidence, Rung, Term
+from routenlp_plugins.policy import Confidence, Rung, Term
 
 
 def answer_with(**confidences: float | Exception | None):

@@ -18,8 +18,8 @@ from routenlp_plugins import (
     Tier,
     fit,
 )
+from routenlp_plugins.policy import Rung
 from routenlp_plugins.testing import ScriptedTier
-from routenlp_plugins.types import Rung
 
 
 @pytest.fixture(scope="module")
@@ -100,12 +100,12 @@ def rewrite(folder, **changes):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format_version": 3}, "release.json: format 3 is newer than 2"),
-        ({"format_version": "x"}, "release.json: format_version: expected 2, got 'x'"),
+        ({"format_version": 4}, "release.json: format 4 is newer than 3"),
+        ({"format_version": "x"}, "release.json: format_version: expected 3, got 'x'"),
         ({"policy": {}}, "release.json: policy: frontier: Field required"),
         ({"policy": {"frontier": "small", "ladders": {}}}, "the policy names 'small', the portfolio 'frontier'"),
         ({"policy": {"frontier": "frontier", "ladders": {"t": [{"tier": "tiny"}]}}}, "tiny is not a tier"),
-        ({"certificate": {"alpha": 0.1}}, "release.json: not a release of format 2"),
+        ({"certificate": {"alpha": 0.1}}, "release.json: not a release of format 3"),
         (rung(threshold="0.5"), r"policy: ladders.t.0.threshold: Input should be a valid number"),
         (rung(threshold=-1, confidences=CONFIDENCES), "threshold must be a number in"),
         (rung(threshold=0.5), "a threshold needs a confidence"),
@@ -121,7 +121,7 @@ def test_a_release_of_another_format_is_refused(folder, changes, message):
 def test_a_newer_manifest_is_refused(folder):
     manifest = json.loads((folder / "manifest.json").read_text()) | {"format_version": 7}
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(ReleaseError, match=r"manifest\.json: format 7 is newer than 2"):
+    with pytest.raises(ReleaseError, match=r"manifest\.json: format 7 is newer than 3"):
         Release.load(folder)
 
 

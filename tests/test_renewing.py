@@ -20,10 +20,11 @@ from routenlp_plugins import (
     replay,
 )
 from routenlp_plugins.cascade.adaptive import AdaptiveLevel, shifted
+from routenlp_plugins.cascade.candidate import Candidate
 from routenlp_plugins.cascade.risks import Violation
 from routenlp_plugins.evaluate.outcomes import Outcome
+from routenlp_plugins.policy import DIFFICULTY, Confidence, Offer, Rung, Term
 from routenlp_plugins.release import fingerprint
-from routenlp_plugins.types import Confidence, Rung, Term
 
 
 def degraded(n: int, seed: int, loss: float = 0.25, first: int = 0):
@@ -219,13 +220,29 @@ def test_the_adaptive_level_has_a_floor_and_a_step():
 
 def test_shifting_a_ladder_moves_thresholds_only():
     confidences = (Confidence("b", (Term(1.0, "b", "confidence"), Term(1.0, "b", None, "a"))),)
-    ladder = (Rung("a"), Rung("b", 0.5, confidences))
+    ladder = Candidate((Rung("a"), Rung("b", 0.5, confidences)), "f")
     assert shifted(ladder, 0.0) == ladder
-    stricter = shifted(ladder, 1.0)
-    assert stricter[0] == Rung("a", 1.0)  # only called, for its agreement with b
-    assert stricter[1].threshold == pytest.approx(1 / (1 + np.exp(-1)))
-    assert shifted((Rung("a"),), 1.0) == ()
-    assert shifted((Rung("a", 1.0), Rung("b", 0.5, confidences)), -1.0)[0] == Rung("a", 1.0)
+    first, second = shifted(ladder, 1.0).rungs
+    assert first == Rung("a", 1.0)  # only called, for its agreement with b
+    assert second.threshold == pytest.approx(1 / (1 + np.exp(-1)))
+    assert shifted(Candidate((Rung("a"),), "f"), 1.0).rungs == ()
+    kept = Candidate((Rung("a", 1.0), Rung("b", 0.5, confidences)), "f")
+    assert shifted(kept, -1.0).rungs[0] == Rung("a", 1.0)
+
+
+def test_shifting_a_ladder_that_skips_moves_its_gates_and_tolerated_losses():
+    own, belief = Confidence("a", (Term(1.0, "a", "confidence"),)), Confidence("a", (Term(1.0, "a", DIFFICULTY),))
+    (moved,) = shifted(Candidate((Rung("a", 0.5, (own,), (), belief, 0.5),), "f"), 1.0).rungs
+    assert moved.level == moved.threshold == pytest.approx(1 / (1 + np.exp(-1)))
+    (sized,) = shifted(Candidate((Rung("a", 0.3, (own,), (), belief, 0.7, 0.5),), "f"), 1.0).rungs
+    assert (sized.threshold, sized.level) == pytest.approx((0.5 - 0.2 / np.e, 0.5 + 0.2 * np.e))
+
+
+def test_shifting_a_router_makes_the_frontier_a_better_offer():
+    offers = (Offer("a", Confidence("a", (Term(1.0, "a", DIFFICULTY),)), 0.1), Offer("z", Confidence("z", ()), 1.0))
+    moved = shifted(Candidate((Rung("a"),), "f", offers), 1.0)
+    assert (moved.rungs, moved.offers[0]) == ((Rung("a"),), offers[0])
+    assert moved.offers[1].belief.intercept == 1.0
 
 
 @pytest.mark.long

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from helpers import FRONTIER, MIDDLE, SMALL, gated, portfolio, row, rows
@@ -8,6 +10,7 @@ from hypothesis import strategies as st
 
 from routenlp_plugins import DataError, Policy, PortfolioError, Query, Task, TierError
 from routenlp_plugins.cascade.calibration import calibrate
+from routenlp_plugins.cascade.candidate import Candidate
 from routenlp_plugins.cascade.certification import Stream
 from routenlp_plugins.cascade.ladders import climb
 from routenlp_plugins.cascade.risks import Answered, Retention, SelectiveViolation, Violation
@@ -16,9 +19,10 @@ from routenlp_plugins.evaluate.outcomes import Outcome, OutcomeRow
 from routenlp_plugins.evaluate.table import data_hash, task_tables
 from routenlp_plugins.evaluate.units import Split, one_row_per_unit, split
 from routenlp_plugins.flow import drive, route
+from routenlp_plugins.policy import DIFFICULTY, Confidence, Offer, RelativeCost, Rung, Term
 from routenlp_plugins.release import Release
 from routenlp_plugins.replaying import replayed
-from routenlp_plugins.types import Completion, Confidence, Rung, Term
+from routenlp_plugins.types import Completion
 
 
 def table(members, *tasks: Task):
@@ -73,7 +77,7 @@ def mixed_rows(n: int, seed: int) -> list[OutcomeRow]:
 
     return [
         OutcomeRow(
-            Query("x", "t", f"q{i:03}"),
+            Query("x" * int(rng.integers(1, 5)), "t", f"q{i:03}"),
             {
                 SMALL: outcome(float(rng.random() < 0.7), 1.0),
                 MIDDLE: outcome(float(rng.random() < 0.8), 2.0),
@@ -85,15 +89,43 @@ def mixed_rows(n: int, seed: int) -> list[OutcomeRow]:
     ]
 
 
-@settings(max_examples=100, deadline=None)
-@given(ladders(), st.integers(0, 99))
-def test_the_arrays_decide_as_the_flow_does(rungs, seed):
+@st.composite
+def skipping(draw):
+    """Any ladder that may skip its tiers, or begins at the best offer, with or without regard to expected costs."""
+    weight, number = st.floats(-3, 3), st.floats(0, 1)
+
+    def confidence(tier: str, called: tuple[str, ...]) -> Confidence:
+        terms = [Term(draw(weight), name, DIFFICULTY) for name in (tier, FRONTIER)]
+        terms += [Term(draw(weight), name, "confidence") for name in called]
+        terms += [Term(draw(weight), *called[:1], None, called[1])] if len(called) > 1 else []
+        return Confidence(tier, tuple(terms), draw(weight))
+
+    relative_cost = draw(st.none() | st.just(RelativeCost(0.5, 0.4)))
+    lossless = None if relative_cost is None else draw(number)
+    if draw(st.booleans()):
+        offers = tuple(Offer(tier, confidence(tier, ()), draw(weight)) for tier in (SMALL, MIDDLE, FRONTIER))
+        return Candidate((Rung(SMALL), Rung(MIDDLE)), "", offers, relative_cost)
+    rungs = []
+    for tier, after in ((SMALL, ()), (MIDDLE, ()), (MIDDLE, (SMALL,))):
+        called = (*after, tier)
+        belief = draw(st.none() | st.just(confidence(tier, after)))
+        judged = tuple(confidence(name, called) for name in called)
+        rungs.append(Rung(tier, draw(number), judged, after, belief, draw(number), lossless))
+    return Candidate(tuple(rungs), "", (), relative_cost)
+
+
+@settings(max_examples=200, deadline=None)
+@given(ladders().map(lambda rungs: Candidate(rungs, "")) | skipping(), st.integers(0, 99))
+def test_the_arrays_decide_as_the_flow_does(candidate, seed):
     members = mixed_rows(30, seed)
-    release = Release(portfolio(), Policy(FRONTIER, {"t": rungs}))
+    policy = Candidate.policy(Policy(FRONTIER, {"t": ()}, router="r"), {"t": candidate})
+    release = Release(portfolio(), policy)
     columns = task_tables(members, portfolio(), like=EVERYTHING)["t"]
-    answered, cost = climb(columns, rungs)
+    predicted = np.random.default_rng(seed).random((30, 3))
+    columns = replace(columns, difficulty={tier: predicted[:, k] for k, tier in enumerate(columns.tiers)})
+    answered, cost = climb(columns, candidate.rungs, candidate.offers, candidate.relative_cost)
     for i, member in enumerate(members):
-        answer = replayed(member, release)
+        answer = replayed(member, release, difficulty=dict(zip(columns.tiers, predicted[i], strict=True)))
         assert columns.tiers[answered[i]] == answer.tier
         spent = sum(member.outcomes[attempt.tier].completion.cost_usd for attempt in answer.trace.attempts)
         assert cost[i] == pytest.approx(spent)
@@ -192,18 +224,18 @@ def test_a_tier_never_tried_on_a_split_costs_what_it_did_on_the_other():
 
 
 def test_a_path_lowers_the_thresholds_of_one_ladder_and_gets_cheaper():
-    path, _ = candidates(rows(600), Violation(0.1))
-    thresholds = np.array([[rung.threshold for rung in candidate.rungs] for candidate in path])
-    costs = [candidate.cost for candidate in path]
+    _, path = task_paths(table(rows(600)), Violation(0.1))
+    thresholds = np.array([[rung.threshold for rung in point.candidates["t"].rungs] for point in path])
+    costs = [point.cost for point in path]
     assert costs == sorted(costs, reverse=True)
-    assert len({tuple(rung.tier for rung in candidate.rungs) for candidate in path}) == 1
+    assert len({tuple(rung.tier for rung in point.candidates["t"].rungs) for point in path}) == 1
     assert (thresholds[0] > thresholds[-1]).all()
 
 
 def test_few_rows_do_not_make_a_coarse_path():
     """As many steps as violations can be counted would be too few, and the first must not be all or nothing."""
-    path, _ = candidates(rows(80), Violation(0.1))
-    assert len(path) > 2 * len({round(candidate.excess, 6) for candidate in path})
+    _, path = task_paths(table(rows(80)), Violation(0.1))
+    assert len(path) > 2 * len({round(point.excess, 6) for point in path})
     assert path[0].cost > 1.5 * path[-1].cost
 
 

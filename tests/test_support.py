@@ -12,9 +12,9 @@ from routenlp_plugins import FitOptions, Policy, Query, Release, fit, replay
 from routenlp_plugins.cascade.ladders import climb
 from routenlp_plugins.evaluate.table import task_tables
 from routenlp_plugins.flow import plan
+from routenlp_plugins.policy import Rung
 from routenlp_plugins.replaying import replayed
 from routenlp_plugins.support import novelty, support_of, supported
-from routenlp_plugins.types import Rung
 
 TEXTS = [
     f"please {verb} my {thing} number {i}"

@@ -31,9 +31,9 @@ from routenlp_plugins import (
     TextClassifierTier,
 )
 from routenlp_plugins.demo.workload import load_workload
+from routenlp_plugins.policy import Rung
 from routenlp_plugins.testing import ScriptedServer, count_tokens
 from routenlp_plugins.tiers.boundary import call_tier
-from routenlp_plugins.types import Rung
 
 
 @pytest.fixture(scope="module")

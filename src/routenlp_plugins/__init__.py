@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .evaluate.units import Split as Split
     from .fitting import FitOptions as FitOptions
     from .fitting import fit as fit
+    from .policy import Policy as Policy
     from .portfolio import Portfolio as Portfolio
     from .portfolio import Task as Task
     from .portfolio import Tier as Tier
@@ -57,7 +58,6 @@ if TYPE_CHECKING:
     from .types import Attempt as Attempt
     from .types import Call as Call
     from .types import Completion as Completion
-    from .types import Policy as Policy
     from .types import Query as Query
     from .types import Trace as Trace
     from .watching import Watch as Watch
@@ -96,7 +96,8 @@ _MODULES = {
     "tiers.openai_format": ("alternative_scores",),
     "tiers.scored": ("Judgement", "PTrueTier", "ScoredTier", "SelfConsistentTier", "WrappingTier", "parses"),
     "tiers.text_classifier": ("TextClassifierTier",),
-    "types": ("Answer", "Attempt", "Call", "Completion", "Policy", "Query", "Trace"),
+    "policy": ("Policy",),
+    "types": ("Answer", "Attempt", "Call", "Completion", "Query", "Trace"),
     "watching": ("Watch",),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}

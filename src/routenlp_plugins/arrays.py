@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from .errors import ReleaseError
 
-__all__ = ["read_arrays", "write_arrays"]
+__all__ = ["packed", "read_arrays", "write_arrays"]
 
 
 def write_arrays(path: str | Path, facts: Mapping[str, str], arrays: Mapping[str, NDArray[Any]]) -> Path:
@@ -23,10 +23,7 @@ def write_arrays(path: str | Path, facts: Mapping[str, str], arrays: Mapping[str
     Raises:
         ReleaseError: there is something at `path` already, or it cannot be written.
     """
-    from safetensors.numpy import save
-
-    # safetensors writes memory as it lies, so columns first would be read back as rows
-    content = save({name: np.ascontiguousarray(array) for name, array in arrays.items()}, metadata=dict(facts))
+    content = packed(facts, arrays)
     try:
         with Path(path).open("xb") as file:
             file.write(content)
@@ -35,6 +32,14 @@ def write_arrays(path: str | Path, facts: Mapping[str, str], arrays: Mapping[str
     except OSError as error:
         raise ReleaseError(f"{path}: cannot be written ({error.strerror or error})") from None
     return Path(path)
+
+
+def packed(facts: Mapping[str, str], arrays: Mapping[str, NDArray[Any]]) -> bytes:
+    """The content of such a file."""
+    from safetensors.numpy import save
+
+    # safetensors writes memory as it lies, so columns first would be read back as rows
+    return save({name: np.ascontiguousarray(array) for name, array in arrays.items()}, metadata=dict(facts) or None)
 
 
 def read_arrays(path: str | Path, format_name: str) -> tuple[dict[str, str], dict[str, NDArray[Any]]]:

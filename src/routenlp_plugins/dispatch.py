@@ -9,7 +9,7 @@ from pathlib import Path
 
 from .comparing import Comparator, comparator
 from .errors import PortfolioError, TierError
-from .flow import drive, route
+from .flow import Flow, drive, route
 from .release import Release
 from .tiers.boundary import TierCallable, acall_tier, async_form, call_tier, sync_form
 from .types import Answer, Call, Completion, Query
@@ -76,7 +76,7 @@ class Dispatcher:
             TierError: the frontier failed; carries all attempts.
             PortfolioError: the query needs a tier that is async only.
         """
-        return drive(route(self.release.policy, _query(query), self.comparators), self._call)
+        return drive(self._flow(query), self._call)
 
     async def arun(self, query: Query | str) -> Answer:
         """Answer one query without blocking the event loop: sync tiers run in a thread.
@@ -84,7 +84,7 @@ class Dispatcher:
         Raises:
             TierError: the frontier failed; carries all attempts.
         """
-        flow = route(self.release.policy, _query(query), self.comparators)
+        flow = self._flow(query)
         try:
             step = next(flow)
             while True:
@@ -98,6 +98,11 @@ class Dispatcher:
             answer: Answer = stop.value
             return answer
 
+    def _flow(self, query: Query | str) -> Flow:
+        asked = Query(query) if isinstance(query, str) else query
+        (difficulty,) = self.release.difficulty([asked])
+        return route(self.release.policy, asked, self.comparators, difficulty)
+
     def _call(self, call: Call) -> Completion:
         function = sync_form(self.tiers[call.tier])
         if function is None:
@@ -109,7 +114,3 @@ class Dispatcher:
         if function is None:
             return await asyncio.to_thread(self._call, call)
         return await acall_tier(tier, function, call)
-
-
-def _query(query: Query | str) -> Query:
-    return Query(query) if isinstance(query, str) else query

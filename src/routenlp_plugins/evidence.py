@@ -11,7 +11,8 @@ from math import ceil, exp, log
 from operator import itemgetter
 
 from .comparing import Comparator
-from .types import Completion, Confidence
+from .policy import DIFFICULTY, Confidence
+from .types import Completion
 
 __all__ = [
     "TOKEN_KINDS",
@@ -27,7 +28,6 @@ __all__ = [
     "sequence_probability",
     "top_two_margin",
 ]
-
 LOW_QUANTILE = 0.1
 
 
@@ -111,17 +111,30 @@ SMALLEST = 1e-7
 
 
 class Answers:
-    """The answers to one query so far, by tier; what is worked out about them is kept for the next decision."""
+    """What is known of one query so far; what is worked out is kept for the next decision.
 
-    def __init__(self, compare: Comparator) -> None:
+    Args:
+        difficulty: tier -> P(good enough), predicted before any call.
+    """
+
+    def __init__(self, compare: Comparator, difficulty: Mapping[str, float] | None = None) -> None:
+        self.difficulty = dict(difficulty or {})
         self._compare = compare
         self._completions: dict[str, Completion] = {}
-        self._log_odds: dict[tuple[str, str], float | None] = {}
+        # of all tiers from the beginning, whether they answer or not
+        self._log_odds: dict[tuple[str, str], float | None] = {
+            (tier, DIFFICULTY): log_odds(predicted) for tier, predicted in self.difficulty.items()
+        }
         self._agreement: dict[tuple[str, str], float | None] = {}
 
     def add(self, tier: str, completion: Completion) -> None:
         """Note the answer of a tier."""
         self._completions[tier] = completion
+
+    @property
+    def tiers(self) -> set[str]:
+        """The tiers that have answered."""
+        return set(self._completions)
 
     def log_odds(self, tier: str, kind: str) -> float | None:
         """Of one kind of evidence; None if it is missing."""

@@ -11,20 +11,23 @@ from typing import Any, cast
 
 import numpy as np
 
+from .cascade.candidate import Candidate
 from .cascade.certificate import Certificate, Proof
 from .cascade.certification import Stream, certify, method
 from .cascade.risks import Retention, Risk, SelectiveViolation, Violation
-from .cascade.search import Candidate, pooled_paths, task_paths
 from .cascade.search import Path as Candidates
+from .cascade.search import pooled_paths, task_paths
 from .comparing import Comparator
 from .errors import DataError, RiskNotControlledError
 from .evaluate.outcomes import OutcomeRow, Outcomes, outcome_rows
 from .evaluate.table import TaskTable, check, cost_of, data_hash, task_tables
 from .evaluate.units import Split, check_design, one_row_per_unit, split
+from .policy import Policy, Support
 from .portfolio import Portfolio
 from .release import Release, fingerprint
+from .routing.difficulty import DifficultyRouter, TrainingOptions
+from .routing.foresight import foreseen, learned
 from .support import support_of
-from .types import Policy, Support
 
 __all__ = ["FitOptions", "fit"]
 
@@ -44,6 +47,8 @@ class FitOptions:
             prompt holds something that changes, such as a date, and say so to whoever reads the certificate.
         smallest_propensity: that your design gives to any query, selected for labelling or not, where it does not give
             all the same. It tells how much a row that was not seen could have weighed.
+        router: how the difficulty router is trained on the ordering rows, whose predictions policies may look at; None
+            searches without one.
         passed_over: whether calls of cheap tiers that failed when outcomes were collected will fail when serving too,
             as those with too long a context do: such an answer is then passed over. If not, it might come next time
             and be anything, and a policy that would have asked for it is charged a bad one.
@@ -57,6 +62,7 @@ class FitOptions:
     prompts: bool = True
     smallest_propensity: float | None = None
     passed_over: bool = False
+    router: TrainingOptions | None = field(default_factory=TrainingOptions)
 
     def __post_init__(self) -> None:
         if isinstance(self.unlike, bool) or not isinstance(self.unlike, int | float) or not 0 <= self.unlike < 1:
@@ -104,23 +110,26 @@ def fit(
     parts = split(rows, options.split, seed, pooled=options.pooled)
     seen = Policy(portfolio.frontier, {}, support=_support(parts["ordering"], options))
     tables = _charged(task_tables(parts["ordering"], portfolio, comparators=options.comparators, policy=seen), options)
+    router, tables = _learned(tables, risk, options)
     held_out = {}
     for name in ("certification", "reporting"):
         members = one_row_per_unit(parts[name], seed, pooled=options.pooled)
-        found = task_tables(members, portfolio, tables, options.comparators, seen)
-        held_out[name] = _with_all_tasks(tables, _charged(found, options))
+        found = _charged(task_tables(members, portfolio, tables, options.comparators, seen), options)
+        held_out[name] = _with_all_tasks(tables, found if router is None else foreseen(router, found))
     streams = _streams(risk, tables, held_out["certification"], options, seed)
     chosen, proofs = certify(risk, streams, delta)
     proofs = tuple(_with_cost(proof, chosen, held_out["reporting"]) for proof in proofs)
     names = dict.fromkeys([*(task.name for task in portfolio.tasks), *sorted({row.query.task or "" for row in rows})])
-    policy = Policy(
+    staying = Policy(
         portfolio.frontier,
-        {task: chosen[task].rungs if task in chosen else () for task in names},
+        dict.fromkeys(names, ()),
         comparators={task: portfolio.task(task).agreement for task in names},
         models=_models(rows, [*_called(chosen), *([portfolio.frontier] if retention is not None else [])]),
         prompts=_prompts(rows, chosen) if options.prompts else {},
         support={task: support for task, support in seen.support.items() if task in chosen},
+        router=router.digest if router is not None and any(c.predicted for c in chosen.values()) else None,
     )
+    policy = Candidate.policy(staying, chosen)
     certificate = Certificate(
         risk=risk.kind,
         level=float(risk.level),
@@ -138,7 +147,7 @@ def fit(
         groups=any(row.group is not None for row in rows),
     )
     evidence = {"+".join(stream.tables): _evidence(paths) for stream, paths in streams if any(paths)}
-    release = Release(portfolio, policy, certificate, evidence)
+    release = Release(portfolio, policy, certificate, evidence, None if policy.router is None else router)
     if not chosen:
         raise RiskNotControlledError(_refusal(certificate), release)
     return release
@@ -189,6 +198,16 @@ def _charged(tables: Mapping[str, TaskTable], options: FitOptions) -> dict[str, 
     if options.passed_over:
         return dict(tables)
     return {task: replace(table, tried=table.tried & table.answered) for task, table in tables.items()}
+
+
+def _learned(
+    tables: Mapping[str, TaskTable], risk: Risk, options: FitOptions
+) -> tuple[DifficultyRouter | None, dict[str, TaskTable]]:
+    """A router, and the tables with what it says of their rows; none where it tells queries of a promise not apart."""
+    found = None if options.router is None else learned(tables, options.router, graded=isinstance(risk, Retention))
+    if found is None or (found[0].kind == "task means" and not options.pooled):
+        return None, dict(tables)
+    return found
 
 
 def _with_all_tasks(tables: Mapping[str, TaskTable], found: Mapping[str, TaskTable]) -> dict[str, TaskTable]:

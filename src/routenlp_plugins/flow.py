@@ -8,23 +8,22 @@ drive the same generator, so they cannot decide differently.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping
+from math import inf
 
 from .comparing import Comparator, comparator, same_text
-from .errors import TierError
+from .errors import DataError, TierError
 from .evidence import Answers, confidence_in
+from .policy import Offer, Policy, RelativeCost, Rung
 from .support import supported
-from .types import Answer, Attempt, Call, Completion, Policy, Query, Rung, Trace
+from .types import Answer, Attempt, Call, Completion, Query, Skipped, Trace
 
-__all__ = ["Flow", "drive", "plan", "route"]
-
+__all__ = ["Flow", "drive", "plan", "route", "task_of"]
 Flow = Generator[Call, Completion, Answer]
 
 
 def plan(policy: Policy, query: Query) -> tuple[str | None, tuple[Rung, ...], str]:
     """The task of a query, the rungs to climb before the frontier, and why the frontier if there are none."""
-    task = query.task
-    if task is None and len(policy.ladders) == 1:
-        task = next(iter(policy.ladders))
+    task = task_of(policy, query)
     if policy.void is not None:
         return task, (), f"the certificate is void: {policy.void}"
     if task is None:
@@ -40,23 +39,41 @@ def plan(policy: Policy, query: Query) -> tuple[str | None, tuple[Rung, ...], st
     return task, policy.ladders[task], f"task {task!r} stays on the frontier"
 
 
-def route(policy: Policy, query: Query, comparators: Mapping[str, Comparator] | None = None) -> Flow:
+def task_of(policy: Policy, query: Query) -> str | None:
+    """The task of a query, which may leave it out where there is only one."""
+    if query.task is None and len(policy.ladders) == 1:
+        return next(iter(policy.ladders))
+    return query.task
+
+
+def route(
+    policy: Policy,
+    query: Query,
+    comparators: Mapping[str, Comparator] | None = None,
+    difficulty: Mapping[str, float] | None = None,
+) -> Flow:
     """Climb the ladder of the query's task; the frontier answers whatever no rung accepted.
 
-    After each call the best answer there is, by its calibrated confidence, is returned if that reaches the rung's
-    threshold. A cheap tier that fails is passed over like a rejected answer. An answer of another model or to another
-    prompt than those certified is never returned.
+    A tier that is not believed to be worth its call is skipped. After each call the best answer there is, by its
+    calibrated confidence, is returned if that reaches the rung's threshold. A cheap tier that fails is passed over like
+    a skipped one. An answer of another model or to another prompt than those certified is never returned.
 
     Args:
         comparators: the user's own, by the names the policy knows them by.
+        difficulty: what the policy's router predicts for this query: tier -> P(good enough).
 
     Raises:
         TierError: the frontier itself failed; carries all attempts.
-        DataError: the policy names a comparator that is not supplied.
+        DataError: the policy names a comparator that is not supplied, or a router whose predictions are not.
     """
     task, rungs, reason = plan(policy, query)
-    climb = _Climb(Answers(comparator(policy.comparators.get(task or "", "text"), comparators) if rungs else same_text))
-    for rung in rungs:
+    if rungs and policy.router is not None and difficulty is None:
+        raise DataError("the policy decides by a router: its predictions for the query are missing")
+    compare = comparator(policy.comparators.get(task or "", "text"), comparators) if rungs else same_text
+    climb = _Climb(Answers(compare, difficulty), policy.relative_cost.get(task or ""), query)
+    for rung in climb.begun(rungs, policy.offers.get(task or "", ())):
+        if not climb.reaches(rung):
+            continue
         try:
             completion = yield Call(rung.tier, query)
         except TierError as error:
@@ -70,9 +87,9 @@ def route(policy: Policy, query: Query, comparators: Mapping[str, Comparator] | 
         climb.answers.add(rung.tier, completion)
         best = climb.judge(rung)
         if best is not None:
-            return climb.answer(query, task, best, climb.acceptance(best, rung))
+            return climb.answer(task, best, climb.acceptance(best, rung))
     else:
-        reason = climb.rejection() if climb.calls else reason
+        reason = climb.rejection() if climb.calls or climb.skipped else reason
     try:
         completion = yield Call(policy.frontier, query)
     except TierError as error:
@@ -81,23 +98,57 @@ def route(policy: Policy, query: Query, comparators: Mapping[str, Comparator] | 
     climb.calls.append((policy.frontier, completion, None))
     if rungs:
         reason = _other_model(policy, policy.frontier, completion) or reason
-    return climb.answer(query, task, policy.frontier, f"frontier: {reason}")
+    return climb.answer(task, policy.frontier, f"frontier: {reason}")
 
 
 class _Climb:
     """What happened so far, in plain lists: attempts are made of it once, at the end."""
 
-    def __init__(self, answers: Answers) -> None:
+    def __init__(self, answers: Answers, relative_cost: RelativeCost | None, query: Query) -> None:
         self.answers = answers
+        self.query = query
+        self.relative_cost = 1.0 if relative_cost is None else relative_cost.of(query.text)
         self.calls: list[tuple[str, Completion | None, str | None]] = []
+        self.skipped: dict[str, Skipped] = {}
         self.confidence: dict[str, float] = {}
         self.threshold: dict[str, float] = {}
         self.asked: set[str] = set()
+
+    def begun(self, rungs: tuple[Rung, ...], offers: tuple[Offer, ...]) -> tuple[Rung, ...]:
+        """The rungs from that of the best offer on; of equal ones the first."""
+        if not offers or not rungs:
+            return rungs
+        worth = {offer.tier: self._worth(offer) for offer in offers}
+        best = max(worth, key=lambda tier: worth[tier])
+        first = next((place for place, rung in enumerate(rungs) if rung.tier == best), len(rungs))
+        for rung in rungs[:first]:
+            self.skipped[rung.tier] = Skipped(rung.tier, worth.get(rung.tier), worth[best])
+        return rungs[first:]
+
+    def _worth(self, offer: Offer) -> float:
+        belief = confidence_in(offer.belief, self.answers)
+        return -inf if belief is None else belief - offer.price * self.relative_cost
+
+    def reaches(self, rung: Rung) -> bool:
+        """Whether the call of a rung is to be made."""
+        if any(tier == rung.tier for tier, _, _ in self.calls):
+            return False
+        if rung.after is not None and set(rung.after) != self.answers.tiers:
+            return False
+        if rung.belief is None:
+            return True
+        needed = rung.needed(rung.level, self.relative_cost)
+        belief = confidence_in(rung.belief, self.answers)
+        if belief is not None and belief >= needed:
+            return True
+        self.skipped[rung.tier] = Skipped(rung.tier, belief, needed)
+        return False
 
     def judge(self, rung: Rung) -> str | None:
         """The tier whose answer is to be returned, or None."""
         if rung.threshold is None:
             return rung.tier
+        needed = rung.needed(rung.threshold, self.relative_cost)
         best, highest = None, -1.0
         for confidence in rung.confidences:
             self.asked.add(confidence.tier)
@@ -105,17 +156,19 @@ class _Climb:
             if value is None:
                 continue
             self.confidence[confidence.tier] = value
-            self.threshold[confidence.tier] = rung.threshold
+            self.threshold[confidence.tier] = needed
             if value > highest:
                 best, highest = confidence.tier, value
-        return best if highest >= rung.threshold else None
+        return best if highest >= needed else None
 
     def acceptance(self, tier: str, rung: Rung) -> str:
         if rung.threshold is None:
             return f"{tier}: every answer is accepted for this task"
-        return f"{tier}: confidence {self.confidence[tier]:.4f} reaches {rung.threshold:.4f}"
+        return f"{tier}: confidence {self.confidence[tier]:.4f} reaches {self.threshold[tier]:.4f}"
 
     def rejection(self) -> str:
+        if not self.calls:
+            return "no cheaper tier was expected to be worth its call"
         mute = self.asked - set(self.confidence)
         without = [tier for tier, completion, _ in self.calls if completion is not None and tier in mute]
         lacking = f"; {', '.join(without)} came without the evidence its confidence needs" if without else ""
@@ -131,9 +184,13 @@ class _Climb:
             for tier, completion, error in self.calls
         )
 
-    def answer(self, query: Query, task: str | None, tier: str, reason: str) -> Answer:
+    def answer(self, task: str | None, tier: str, reason: str) -> Answer:
         text = next(completion.text for name, completion, _ in self.calls if name == tier and completion is not None)
-        return Answer(text, tier, Trace(query, task, self.attempts(tier), reason))
+        called = {name for name, _, _ in self.calls}
+        skipped = tuple(skipped for name, skipped in self.skipped.items() if name not in called)
+        return Answer(
+            text, tier, Trace(self.query, task, self.attempts(tier), reason, skipped, self.answers.difficulty)
+        )
 
 
 def drive(flow: Flow, call: Callable[[Call], Completion]) -> Answer:

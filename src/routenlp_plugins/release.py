@@ -2,13 +2,14 @@
 
 release.json         format version, portfolio, policy, certificate
 arrays.safetensors   the paths that were searched and tested: the evidence behind the certificate
-manifest.json        format version and SHA-256 of the two files
+router.safetensors   the difficulty router, where the policy looks at its predictions
+manifest.json        format version and SHA-256 of the other files
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
@@ -18,17 +19,22 @@ from typing import TYPE_CHECKING, Any
 from .cascade.certificate import Certificate
 from .errors import PortfolioError, ReleaseError, RouteNLPError
 from .evaluate.outcomes import first_problem
+from .flow import task_of
+from .policy import Policy, Rung
 from .portfolio import Portfolio
-from .types import Policy, Rung
+from .types import Query
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["FORMAT_VERSION", "Release", "fingerprint"]
+    from .routing.difficulty import DifficultyRouter
+    from .routing.encoders import Encoder
 
-FORMAT_VERSION = 2
+__all__ = ["FORMAT_VERSION", "Release", "fingerprint"]
+FORMAT_VERSION = 3
 _FILES = ("release.json", "arrays.safetensors")
+_ROUTER = "router.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +45,14 @@ class Release:
         certificate: None where every task stays on the frontier by choice and nothing was tested.
         evidence: task -> name -> array: for the L candidates of its paths ``excess``, ``second_moment`` and
             ``cost_usd`` (L,) on the ordering split.
+        router: whose predictions the policy looks at; None where it looks at none.
     """
 
     portfolio: Portfolio
     policy: Policy
     certificate: Certificate | None = None
     evidence: Mapping[str, Mapping[str, NDArray[np.float64]]] = field(default_factory=dict, compare=False, repr=False)
+    router: DifficultyRouter | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.policy.frontier != self.portfolio.frontier:
@@ -90,17 +98,15 @@ class Release:
         Raises:
             ReleaseError: there is something at `path` already, or its parent cannot be written.
         """
-        import numpy as np
-        from safetensors.numpy import save
+        from .arrays import packed
 
         target = Path(path)
         if target.exists():
             raise ReleaseError(f"{target}: exists already and is not overwritten; choose a new folder")
-        # safetensors writes memory as it lies, so columns first would be read back as rows
-        arrays = {
-            f"{task}/{name}": np.ascontiguousarray(a) for task, of in self.evidence.items() for name, a in of.items()
-        }
-        contents = {"release.json": _dump(self._facts()), "arrays.safetensors": save(arrays)}
+        arrays = {f"{task}/{name}": array for task, of in self.evidence.items() for name, array in of.items()}
+        contents = {"release.json": _dump(self._facts()), "arrays.safetensors": packed({}, arrays)}
+        if self.router is not None:
+            contents[_ROUTER] = packed(*self.router.parts())
         manifest = {"format_version": FORMAT_VERSION, "sha256": {name: _digest(c) for name, c in contents.items()}}
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -115,12 +121,18 @@ class Release:
         return target
 
     @classmethod
-    def load(cls, path: str | Path, portfolio: Portfolio | str | Path | None = None) -> Release:
+    def load(
+        cls,
+        path: str | Path,
+        portfolio: Portfolio | str | Path | None = None,
+        encoder: Encoder | None = None,
+    ) -> Release:
         """Read a folder back, checking every byte.
 
         Args:
             portfolio: the portfolio the caller runs, or the path of its YAML file. Its prices are taken; anything else
                 that differs voids the certificate, and the frontier answers everything.
+            encoder: that of the router, if it is not the default one.
 
         Raises:
             ReleaseError: a file is missing, truncated, edited or written by another version.
@@ -129,11 +141,16 @@ class Release:
         manifest = _json_object(folder / "manifest.json", _read(folder / "manifest.json"))
         _check_version(folder / "manifest.json", manifest.get("format_version"))
         digests = manifest.get("sha256")
-        contents = {name: _read(folder / name) for name in _FILES}
+        routed = isinstance(digests, dict) and _ROUTER in digests
+        contents = {name: _read(folder / name) for name in (*_FILES, *([_ROUTER] if routed else []))}
         for name, content in contents.items():
             if not isinstance(digests, dict) or digests.get(name) != _digest(content):
                 raise ReleaseError(f"{folder / name}: truncated or edited (its SHA-256 is not that of manifest.json)")
         release = _parse(folder, contents)
+        if routed:
+            from .routing.difficulty import DifficultyRouter
+
+            release = replace(release, router=DifficultyRouter.load(folder / _ROUTER, encoder))
         release = release.checked()
         if portfolio is None:
             return release
@@ -148,7 +165,17 @@ class Release:
         # what has expired since is no other policy
         if self.certificate.policy != fingerprint(replace(self.policy, expired={})):
             return self.voided("it speaks of another policy than the one in the release")
+        if self.policy.router != (None if self.router is None else self.router.digest):
+            return self.voided("it speaks of another router than the one in the release")
         return self
+
+    def difficulty(self, queries: Sequence[Query]) -> list[Mapping[str, float] | None]:
+        """What the router predicts of each query: tier -> P(good enough); None where the policy looks at none."""
+        if self.router is None or self.policy.router is None or not queries:
+            return [None] * len(queries)
+        tasks = [task_of(self.policy, query) for query in queries]
+        predicted = self.router([query.text for query in queries], tasks).tolist()
+        return [dict(zip(self.router.tiers, row, strict=True)) for row in predicted]
 
     def voided(self, reason: str, portfolio: Portfolio | None = None) -> Release:
         """The same release with a certificate that holds no more: the frontier answers everything, and says why."""
@@ -173,14 +200,33 @@ class Release:
         return {
             "format_version": FORMAT_VERSION,
             "portfolio": self.portfolio.as_dict(),
-            "policy": asdict(self.policy),
+            "policy": _policy_dict(self.policy),
             "certificate": None if self.certificate is None else self.certificate.as_dict(),
         }
 
 
 def fingerprint(policy: Policy) -> str:
     """SHA-256 of everything a policy decides by."""
-    return _digest(json.dumps(asdict(policy), sort_keys=True).encode())
+    return _digest(json.dumps(_policy_dict(policy), sort_keys=True).encode())
+
+
+_SINCE_3: Mapping[str, object] = {
+    "after": None,
+    "belief": None,
+    "level": 0.0,
+    "lossless": None,
+    "router": None,
+    "offers": {},
+    "relative_cost": {},
+}
+"""Fields, and their values where a policy makes no use of them: left out, so that it has the fingerprint it had."""
+
+
+def _policy_dict(policy: Policy) -> dict[str, Any]:
+    def used(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        return {name: value for name, value in items if name not in _SINCE_3 or value != _SINCE_3[name]}
+
+    return asdict(policy, dict_factory=used)
 
 
 def _parse(folder: Path, contents: Mapping[str, bytes]) -> Release:
@@ -223,7 +269,7 @@ def _check_version(file: Path, version: object) -> None:
             f"{file}: format {version} is newer than {FORMAT_VERSION}, the newest this version reads; "
             "upgrade routenlp-plugins"
         )
-    if isinstance(version, bool) or version not in (1, FORMAT_VERSION):
+    if isinstance(version, bool) or version not in (1, 2, FORMAT_VERSION):
         raise ReleaseError(f"{file}: format_version: expected {FORMAT_VERSION}, got {version!r}")
 
 

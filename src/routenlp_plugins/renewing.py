@@ -12,22 +12,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .cascade.adaptive import AdaptiveLevel, shifted
+from .cascade.candidate import Candidate
 from .cascade.certificate import Certificate, Proof
 from .cascade.certification import Stream, certify
 from .cascade.risks import Answered, Risk, risk_of
-from .cascade.search import Candidate, Point
 from .cascade.search import Path as Candidates
+from .cascade.search import Point
 from .comparing import Comparator
 from .errors import DataError, RiskNotControlledError
 from .evaluate.outcomes import OutcomeRow, Outcomes, outcome_rows
 from .evaluate.table import data_hash, task_tables
 from .evaluate.units import check_design, unit_interval
+from .policy import Policy
 from .release import Release, fingerprint
-from .types import Policy, Rung
 from .watching import Watch, charged, excess_of
 
 __all__ = ["audits_after_alarm", "renew"]
-
 GROWTH = 1.5
 """From one look at the fresh audits to the next."""
 STRICTER = (3.0, 2.0, 1.5, 1.0, 0.75, 0.5, 0.25, 0.0, -0.25, -0.5)
@@ -72,7 +72,7 @@ def renew(
         raise DataError("renew: no certificate has expired on these audits")
     risk = risk_of(certificate.risk, certificate.level)
     proofs: list[Proof] = []
-    ladders = dict(release.policy.ladders)
+    climbing = _climbing(release.policy)
     for proof in certificate.proofs:
         if proof.tasks not in before:
             proofs.append(proof)
@@ -84,8 +84,8 @@ def renew(
         looks = [_Look.of(replays, n) for n in _sizes(risk, len(replays.rows), share)]
         chosen, renewed = _cheapest(risk, looks, path, share)
         proofs.append(replace(renewed, tasks=proof.tasks, delta=share))
-        ladders |= {task: chosen[task].rungs if task in chosen else () for task in proof.tasks}
-    policy = replace(release.policy, ladders=ladders)
+        climbing = {task: candidate for task, candidate in climbing.items() if task not in proof.tasks} | dict(chosen)
+    policy = Candidate.policy(release.policy, climbing)
     renewal = replace(release, policy=policy, certificate=_renewed(certificate, tuple(proofs), policy, rows))
     tried = [proof for proof in proofs if proof.tasks in before]
     if not any(proof.status == "certified" for proof in tried):
@@ -153,15 +153,18 @@ class _Replays:
         self.release = release
         self.rows = rows
         self.comparators = comparators
-        self._known: dict[tuple[tuple[str, tuple[Rung, ...]], ...], Answered] = {}
+        self._difficulty = release.difficulty([row.seen for row in rows])
+        self._known: dict[tuple[tuple[str, Candidate], ...], Answered] = {}
 
     def under(self, candidates: Mapping[str, Candidate]) -> Answered:
         """In the order of the rows; a task without a candidate stays on the frontier."""
-        key = tuple(sorted((task, candidate.rungs) for task, candidate in candidates.items()))
+        key = tuple(sorted(candidates.items(), key=lambda item: item[0]))
         if key not in self._known:
-            ladders = {**dict.fromkeys(self.release.policy.ladders, ()), **dict(key)}
-            serving = replace(self.release, policy=replace(self.release.policy, ladders=ladders), certificate=None)
-            parts = [charged(row, serving, self.comparators) for row in self.rows]
+            serving = replace(self.release, policy=Candidate.policy(self.release.policy, candidates), certificate=None)
+            parts = [
+                charged(row, serving, self.comparators, predicted)
+                for row, predicted in zip(self.rows, self._difficulty, strict=True)
+            ]
             self._known[key] = Answered.together(parts, np.arange(len(parts)))
         return self._known[key]
 
@@ -227,19 +230,24 @@ def _proposed(
     """Where the adaptive level stands after these rows."""
     for row in rows:
         task = row.query.task or ""
-        ladder = shifted(release.policy.ladders[task], level.shift)
-        policy = replace(release.policy, ladders={**release.policy.ladders, task: ladder})
+        moved = {task: shifted(Candidate.of(release.policy, task), level.shift)}
+        policy = Candidate.policy(release.policy, _climbing(release.policy) | moved)
         excess = excess_of(row, replace(release, policy=policy, certificate=None), risk, comparators)
         level = level.update(excess)
     return level.shift
+
+
+def _climbing(policy: Policy) -> dict[str, Candidate]:
+    """What the tasks do that leave the frontier."""
+    return {task: Candidate.of(policy, task) for task, rungs in policy.ladders.items() if rungs}
 
 
 def _path(release: Release, tasks: Sequence[str], shift: float, risk: Risk, seen: _Replays) -> Candidates:
     """The old ladders around the proposed level, from strict to lenient, as they did on the rows before the alarm."""
     points = []
     for extra in STRICTER:
-        ladders = {task: shifted(release.policy.ladders[task], shift + extra) for task in tasks}
-        routed = {task: Candidate(rungs, 0.0, 0.0, 0.0, "shifted") for task, rungs in ladders.items() if rungs}
+        moved = {task: shifted(Candidate.of(release.policy, task), shift + extra) for task in tasks}
+        routed = {task: candidate for task, candidate in moved.items() if candidate.rungs}
         rows = seen.under(routed)
         excess = risk.excess(rows)
         if routed:

@@ -62,7 +62,8 @@ def replay(outcomes: Outcomes, release: Release, comparators: Mapping[str, Compa
     rows = outcome_rows(outcomes)
     check(rows, release.portfolio)
     floors = quality_floors(rows, release.portfolio)
-    ends = [_end(row, release, comparators) for row in rows]
+    foreseen = release.difficulty([row.seen for row in rows])
+    ends = [_end(row, release, comparators, predicted) for row, predicted in zip(rows, foreseen, strict=True)]
     tasks: dict[str, list[bool]] = defaultdict(list)
     frontier = release.portfolio.frontier
     pairs: list[tuple[float, float]] = []
@@ -101,11 +102,14 @@ def replay(outcomes: Outcomes, release: Release, comparators: Mapping[str, Compa
 
 
 def _end(
-    row: OutcomeRow, release: Release, comparators: Mapping[str, Comparator] | None
+    row: OutcomeRow,
+    release: Release,
+    comparators: Mapping[str, Comparator] | None,
+    difficulty: Mapping[str, float] | None,
 ) -> tuple[str, tuple[Attempt, ...]]:
     """The tier that a climb ends at and all attempts; a frontier that had failed ends it without an answer."""
     try:
-        answer = replayed(row, release, comparators)
+        answer = replayed(row, release, comparators, difficulty)
     except TierError as error:
         return release.portfolio.frontier, error.attempts
     return answer.tier, answer.trace.attempts
@@ -116,8 +120,16 @@ def cost_of_attempts(row: OutcomeRow, attempts: Sequence[Attempt], portfolio: Po
     return sum(cost_of(row.outcomes[a.tier], portfolio.tier(a.tier), row.source) for a in attempts)
 
 
-def replayed(row: OutcomeRow, release: Release, comparators: Mapping[str, Comparator] | None = None) -> Answer:
+def replayed(
+    row: OutcomeRow,
+    release: Release,
+    comparators: Mapping[str, Comparator] | None = None,
+    difficulty: Mapping[str, float] | None = None,
+) -> Answer:
     """What a release would have answered, from the recorded outcomes of one query.
+
+    Args:
+        difficulty: what its router predicts, where that is known already.
 
     Raises:
         DataError: there is no outcome of a tier that it calls.
@@ -132,4 +144,6 @@ def replayed(row: OutcomeRow, release: Release, comparators: Mapping[str, Compar
             raise TierError(outcome.error, call.tier)
         return replace(outcome.completion, cost_usd=known_cost(outcome, release.portfolio.tier(call.tier)))
 
-    return drive(route(release.policy, row.seen, comparators), recorded)
+    if difficulty is None:
+        (difficulty,) = release.difficulty([row.seen])
+    return drive(route(release.policy, row.seen, comparators, difficulty), recorded)

@@ -12,7 +12,7 @@ from functools import lru_cache
 from math import ceil
 from zlib import crc32
 
-from .types import Support
+from .policy import Support
 
 __all__ = ["novelty", "support_of", "supported"]
 

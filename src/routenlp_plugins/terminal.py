@@ -7,9 +7,9 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from .policy import Rung
 from .release import Release
 from .replaying import Replay
-from .types import Rung
 
 __all__ = ["show_release", "show_replay"]
 

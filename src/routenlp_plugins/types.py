@@ -4,23 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import isfinite
 from typing import Any
-
-from .errors import PortfolioError
 
 __all__ = [
     "Answer",
     "Attempt",
     "Call",
     "Completion",
-    "Confidence",
     "Message",
-    "Policy",
     "Query",
-    "Rung",
-    "Support",
-    "Term",
+    "Skipped",
     "Trace",
 ]
 
@@ -137,13 +130,34 @@ class Attempt:
 
 
 @dataclass(frozen=True, slots=True)
+class Skipped:
+    """A tier that was not called, although the ladder has it.
+
+    Attributes:
+        belief: in its answer, before any call of it; None where what it needs was missing.
+        needed: what the belief was compared with.
+    """
+
+    tier: str
+    belief: float | None
+    needed: float
+
+
+@dataclass(frozen=True, slots=True)
 class Trace:
-    """All attempts of one query, in order, and why one of their answers was returned."""
+    """All attempts of one query, in order, and why one of their answers was returned.
+
+    Attributes:
+        skipped: the tiers that were passed by without a call, in the order in which that was decided.
+        difficulty: what a router predicted before any call: tier -> P(good enough); empty without one.
+    """
 
     query: Query
     task: str | None
     attempts: tuple[Attempt, ...]
     reason: str
+    skipped: tuple[Skipped, ...] = ()
+    difficulty: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def accepted(self) -> Attempt:
@@ -173,6 +187,8 @@ class Trace:
             "requires": sorted(self.query.requires),
             "cost_usd": self.cost_usd,
             "attempts": [_attempt_dict(attempt) for attempt in self.attempts],
+            "skipped": [{"tier": s.tier, "belief": s.belief, "needed": s.needed} for s in self.skipped],
+            "difficulty": dict(self.difficulty),
         }
 
 
@@ -206,141 +222,3 @@ class Answer:
         """The accepted answer as a framework knows it; opaque to the core."""
         completion = self.trace.accepted.completion
         return None if completion is None else completion.payload
-
-
-@dataclass(frozen=True, slots=True)
-class Term:
-    """One summand of a `Confidence`: ``weight * log-odds(evidence kind of tier) * (2 agreement(tier, other) - 1)``.
-
-    Attributes:
-        kind: which evidence of the answer of `tier`; None leaves the factor out.
-        other: the tier whose answer is compared with that of `tier`; None leaves the factor out.
-    """
-
-    weight: float
-    tier: str
-    kind: str | None = None
-    other: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.kind is None and self.other is None:
-            raise PortfolioError(f"term of {self.tier!r}: needs a kind of evidence, another tier, or both")
-        _finite_number(self.weight, f"term of {self.tier!r}: weight")
-
-
-@dataclass(frozen=True, slots=True)
-class Confidence:
-    """A calibrated confidence in the answer of one tier: a logistic curve or a table over a sum of terms.
-
-    Attributes:
-        knots: rising (sum, probability) pairs, interpolated between and constant outside; empty for the logistic
-            curve ``1 / (1 + exp(-sum))``.
-    """
-
-    tier: str
-    terms: tuple[Term, ...]
-    intercept: float = 0.0
-    knots: tuple[tuple[float, float], ...] = ()
-
-    def __post_init__(self) -> None:
-        _finite_number(self.intercept, f"confidence in {self.tier!r}: intercept")
-        if any(after[0] <= before[0] for before, after in zip(self.knots, self.knots[1:], strict=False)):
-            raise PortfolioError(f"confidence in {self.tier!r}: knots must rise strictly")
-        if not all(isfinite(place) and 0 <= value <= 1 for place, value in self.knots):
-            raise PortfolioError(f"confidence in {self.tier!r}: knots must be finite, with probabilities in [0, 1]")
-
-    @property
-    def tiers(self) -> set[str]:
-        """All tiers whose answers it looks at."""
-        return {self.tier, *(t.tier for t in self.terms), *(t.other for t in self.terms if t.other is not None)}
-
-    @classmethod
-    def plain(cls, tier: str, kind: str = "confidence") -> Confidence:
-        """One kind of evidence as it is."""
-        return cls(tier, (Term(1.0, tier, kind),))
-
-
-@dataclass(frozen=True, slots=True)
-class Rung:
-    """One step of a ladder: call `tier`, then return the best answer there is if its confidence reaches `threshold`.
-
-    Attributes:
-        threshold: in [0, 1]; None accepts the answer of `tier` without looking.
-        confidences: of the answers that may be returned at this step: that of `tier`, or of any tier before it too;
-            none with a threshold of 1 where the answer is only evidence for a later step.
-    """
-
-    tier: str
-    threshold: float | None = None
-    confidences: tuple[Confidence, ...] = ()
-
-    def __post_init__(self) -> None:
-        if self.threshold is None:
-            return
-        _finite_number(self.threshold, f"rung {self.tier!r}: threshold")
-        if not 0 <= self.threshold <= 1:
-            raise PortfolioError(f"rung {self.tier!r}: threshold must be a number in [0, 1], got {self.threshold!r}")
-        if self.threshold < 1 and not self.confidences:
-            raise PortfolioError(f"rung {self.tier!r}: a threshold needs a confidence to be compared with it")
-
-
-@dataclass(frozen=True, slots=True)
-class Support:
-    """What the calibration texts of a task looked like; see `routenlp_plugins.support`.
-
-    Attributes:
-        trigrams: base64 of the table of character trigrams that were seen.
-        largest_novelty: share of unseen trigrams above which a text is unlike them.
-    """
-
-    trigrams: str = field(repr=False)
-    largest_novelty: float
-
-
-@dataclass(frozen=True, slots=True)
-class Policy:
-    """Frozen decision rules: for each known task the rungs to climb before the frontier.
-
-    Attributes:
-        frontier: the tier that answers whatever no rung accepted.
-        ladders: task -> rungs, in the order in which they are tried; empty keeps the task on the frontier.
-        comparators: task -> name of what tells whether two answers agree; see `routenlp_plugins.evidence`.
-        models: tier -> the models its answers may come from; a tier that is not named may be any.
-        prompts: task -> fingerprints of the prompts that were certified; a task that is not named may have any.
-        support: task -> what its queries look like; one that is unlike them is answered by the frontier.
-        expired: task -> why the frontier answers it although a certificate once said otherwise.
-        void: why the frontier answers everything, or None.
-    """
-
-    frontier: str
-    ladders: Mapping[str, tuple[Rung, ...]]
-    comparators: Mapping[str, str] = field(default_factory=dict)
-    models: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    prompts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    support: Mapping[str, Support] = field(default_factory=dict)
-    expired: Mapping[str, str] = field(default_factory=dict)
-    void: str | None = None
-
-    def __post_init__(self) -> None:
-        for task, rungs in self.ladders.items():
-            called: set[str] = set()
-            for rung in rungs:
-                if rung.tier in called or rung.tier == self.frontier:
-                    raise PortfolioError(f"task {task!r}: tier {rung.tier!r} is called twice")
-                called.add(rung.tier)
-                needed = {name for confidence in rung.confidences for name in confidence.tiers} - called
-                if needed:
-                    raise PortfolioError(
-                        f"task {task!r}: rung {rung.tier!r} looks at {', '.join(sorted(needed))} before it is called"
-                    )
-
-    @property
-    def tiers(self) -> tuple[str, ...]:
-        """Names of all tiers that can be called, the frontier last."""
-        below = dict.fromkeys(rung.tier for rungs in self.ladders.values() for rung in rungs)
-        return (*below, self.frontier)
-
-
-def _finite_number(value: object, what: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
-        raise PortfolioError(f"{what} must be a number, got {value!r}")

@@ -108,11 +108,16 @@ def excess_of(
     return float(risk.excess(_answered(row, _answering(row, release, comparators), release))[0])
 
 
-def charged(row: OutcomeRow, release: Release, comparators: Mapping[str, Comparator] | None = None) -> Answered:
+def charged(
+    row: OutcomeRow,
+    release: Release,
+    comparators: Mapping[str, Comparator] | None = None,
+    difficulty: Mapping[str, float] | None = None,
+) -> Answered:
     """What a release does on one row, costs included; a call below the frontier that had failed is a bad answer."""
     frontier = release.portfolio.frontier
     try:
-        answer = replayed(row, release, comparators)
+        answer = replayed(row, release, comparators, difficulty)
         tier, attempts = answer.tier, answer.trace.attempts
     except TierError as error:
         tier, attempts = frontier, error.attempts

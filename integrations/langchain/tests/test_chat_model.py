@@ -40,9 +40,9 @@ from routenlp_plugins import (
     fit,
 )
 from routenlp_plugins.evaluate.outcomes import read_outcomes
+from routenlp_plugins.policy import Confidence, Rung, Term
 from routenlp_plugins.testing import ScriptedServer, ScriptedTier
 from routenlp_plugins.tiers.scored import PTrueTier, ScoredTier, SelfConsistentTier
-from routenlp_plugins.types import Confidence, Rung, Term
 
 
 class Scripted(BaseChatModel):

@@ -29,8 +29,8 @@ from pydantic import BaseModel
 
 from langchain_routenlp import RouterRunnable
 from routenlp_plugins import Completion, PortfolioError, Release, TierError
+from routenlp_plugins.policy import Rung
 from routenlp_plugins.testing import ScriptedServer, ScriptedTier
-from routenlp_plugins.types import Rung
 
 Chain = Runnable[Any, Any]
 PROMPT = ChatPromptTemplate.from_messages([("system", "Be {tone}."), ("human", "{text}")])

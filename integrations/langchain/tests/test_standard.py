@@ -9,7 +9,7 @@ from langchain_core.language_models.fake_chat_models import FakeListChatModel
 from langchain_tests.unit_tests import ChatModelUnitTests
 
 from langchain_routenlp import RouterChatModel
-from routenlp_plugins.types import Rung
+from routenlp_plugins.policy import Rung
 
 
 class TestRouterChatModel(ChatModelUnitTests):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import exp
 
 from ..errors import DataError
 from ..evidence import log_odds
-from ..types import Rung
+from ..policy import Rung
+from .candidate import Candidate
 
 __all__ = ["AdaptiveLevel", "shifted"]
 
@@ -38,21 +38,32 @@ class AdaptiveLevel:
         return replace(self, shift=max(self.shift + self.step * excess, self.floor))
 
 
-def shifted(rungs: Sequence[Rung], shift: float) -> tuple[Rung, ...]:
-    """The ladder with all its thresholds moved by this much in log-odds.
+def shifted(candidate: Candidate, shift: float) -> Candidate:
+    """With all thresholds and levels moved by this much in log-odds; tolerated losses by it in logarithms.
 
-    A rung that accepts without looking cannot be made stricter: above a shift of 0 its answer is evidence for later
-    rungs only, and it is left out where none needs it.
+    Where a climb begins at the best offer, that of the frontier is moved. Else a rung that accepts without looking
+    cannot be made stricter: above a shift of 0 its answer is evidence for later rungs only, and it is left out where
+    none needs it.
     """
+    if candidate.offers:
+        *below, frontier = candidate.offers
+        belief = replace(frontier.belief, intercept=frontier.belief.intercept + shift)
+        return replace(candidate, offers=(*below, replace(frontier, belief=belief)))
     moved: list[Rung] = []
-    for place, rung in enumerate(rungs):
+    for place, rung in enumerate(candidate.rungs):
+        asked = rung if rung.belief is None else replace(rung, level=_moved(rung, rung.level, shift))
         if rung.threshold is None and shift > 0:
-            needed = any(
-                rung.tier in confidence.tiers for later in rungs[place + 1 :] for confidence in later.confidences
-            )
-            moved += [Rung(rung.tier, 1.0)] if needed else []
-        elif rung.threshold is None or rung.threshold in (0.0, 1.0):
-            moved.append(rung)
+            later = [c for other in candidate.rungs[place + 1 :] for c in other.confidences]
+            moved += [replace(asked, threshold=1.0)] if any(rung.tier in c.tiers for c in later) else []
+        elif rung.threshold is None or not rung.confidences:
+            moved.append(asked)
         else:
-            moved.append(replace(rung, threshold=1 / (1 + exp(-(log_odds(rung.threshold) + shift)))))
-    return tuple(moved)
+            moved.append(replace(asked, threshold=_moved(rung, rung.threshold, shift)))
+    return replace(candidate, rungs=tuple(moved))
+
+
+def _moved(rung: Rung, level: float, shift: float) -> float:
+    if rung.lossless is not None:
+        loss = rung.lossless - level
+        return rung.lossless - loss * exp(-shift if loss > 0 else shift)
+    return level if level in (0.0, 1.0) else 1 / (1 + exp(-(log_odds(level) + shift)))

@@ -11,10 +11,9 @@ from numpy.typing import NDArray
 from ..errors import DataError
 from ..evaluate.table import TaskTable
 from ..evidence import SMALLEST
-from ..types import Confidence, Term
+from ..policy import DIFFICULTY, Confidence, Term
 
-__all__ = ["Calibrated", "calibrate", "confidences"]
-
+__all__ = ["Calibrated", "believe", "calibrate", "confidences"]
 FOLDS = 5
 MIN_ROWS = 30
 """Below this a confidence is one kind of evidence as it is."""
@@ -52,7 +51,13 @@ def confidences(table: TaskTable, confidence: Confidence) -> NDArray[np.float64]
 
 
 def calibrate(
-    table: TaskTable, tier: str, called: tuple[str, ...], target: NDArray[np.float64], folds: NDArray[np.intp]
+    table: TaskTable,
+    tier: str,
+    called: tuple[str, ...],
+    target: NDArray[np.float64],
+    folds: NDArray[np.intp],
+    *,
+    predicted: bool = False,
 ) -> Calibrated | None:
     """The confidence in the answer of `tier` once the tiers `called` have answered.
 
@@ -64,24 +69,54 @@ def calibrate(
         called: names of all tiers with an answer, `tier` among them; the others' agreement with it is evidence.
         target: (n,) in [0, 1], NaN where unknown.
         folds: (n,) number of the fold in which a row is held out.
+        predicted: whether what a router predicted of the tier and of the frontier is evidence too.
 
     Returns:
         None if there is no evidence, or none that tells good answers from bad ones.
     """
-    terms = _terms(table, tier, called)
+    terms = _terms(table, tier, called) + (_beforehand(table, tier) if predicted else [])
+    found = _fitted(table, terms, tier, target, folds)
+    return _as_it_is(table, terms, target) if found is None else found
+
+
+def believe(
+    table: TaskTable, tier: str, called: tuple[str, ...], target: NDArray[np.float64], folds: NDArray[np.intp]
+) -> Calibrated | None:
+    """The belief in the answer of `tier` before it is called, once the tiers `called` have answered.
+
+    As `calibrate`, of what a router predicted of the tier and of the frontier, of the evidence of the answers there are
+    and of their agreement with each other.
+
+    Returns:
+        None if nothing is known of it, or too little.
+    """
+    terms = _beforehand(table, tier)
+    terms += [Term(1.0, other, kind) for other in called for kind in table.kinds(other)]
+    terms += [Term(1.0, one, None, two) for one, two in table.agreement if one in called and two in called]
+    return _fitted(table, terms, tier, target, folds)
+
+
+def _beforehand(table: TaskTable, tier: str) -> list[Term]:
+    return [Term(1.0, name, DIFFICULTY) for name in (tier, table.tiers[-1]) if name in table.difficulty]
+
+
+def _fitted(
+    table: TaskTable, terms: list[Term], tier: str, target: NDArray[np.float64], folds: NDArray[np.intp]
+) -> Calibrated | None:
+    """None where there is nothing to learn from, or too little."""
     if not terms:
         return None
     features = np.column_stack([_term(table, term) for term in terms])
     known: NDArray[np.bool_] = np.asarray(np.isfinite(features).all(axis=1))
     usable = known & np.isfinite(target)
     if usable.sum() < MIN_ROWS or np.ptp(target[usable]) == 0:
-        return _as_it_is(table, terms, known, target)
+        return None
     x, y, fold = features[usable], target[usable], folds[usable]
     total = np.full(len(table), np.nan)
     for number in np.unique(folds):
         seen, held_out = fold != number, known & (folds == number)
         if not seen.any() or np.ptp(y[seen]) == 0:
-            return _as_it_is(table, terms, known, target)
+            return None
         weights, intercept = _logistic(x[seen], y[seen])
         total[held_out] = features[held_out] @ weights + intercept
     weights, intercept = _logistic(x, y)
@@ -112,7 +147,8 @@ def _term(table: TaskTable, term: Term) -> NDArray[np.float64]:
     """
     value = np.ones(len(table))
     if term.kind is not None:
-        known = table.evidence.get((term.tier, term.kind))
+        key = (term.tier, term.kind)
+        known = table.difficulty.get(term.tier) if term.kind == DIFFICULTY else table.evidence.get(key)
         if known is None:
             raise DataError(f"task {table.task!r}: {term.tier} is judged by its {term.kind}, which the table has not")
         value = _log_odds(known)
@@ -139,15 +175,15 @@ def _logistic(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[NDArray[n
     return model.coef_[0] / scale, float(model.intercept_[0])
 
 
-def _as_it_is(
-    table: TaskTable, terms: list[Term], known: NDArray[np.bool_], target: NDArray[np.float64]
-) -> Calibrated | None:
+def _as_it_is(table: TaskTable, terms: list[Term], target: NDArray[np.float64]) -> Calibrated | None:
     """Too little to learn from: the mean log-odds of the answer's own evidence, if there is any."""
-    own = [term for term in terms if term.other is None]
-    if not own or not known.any():
+    own = [term for term in terms if term.other is None and term.kind != DIFFICULTY]
+    if not own:
         return None
     confidence = Confidence(own[0].tier, tuple(replace(term, weight=1 / len(own)) for term in own))
     values = confidences(table, confidence)
+    if not np.isfinite(values).any():
+        return None
     usable = np.isfinite(values) & np.isfinite(target)
     return Calibrated(confidence, values, values, _log_loss(values[usable], target[usable]), "as it is")
 

@@ -22,10 +22,11 @@ from .bounds import (
     labels_needed,
     labels_needed_for_mean,
 )
+from .candidate import Candidate
 from .certificate import Proof
 from .ladders import climb
 from .risks import Answered, Retention, Risk, SelectiveViolation, risk_of
-from .search import Candidate, Path
+from .search import Path
 
 __all__ = ["Stream", "certify", "method", "p_values"]
 
@@ -60,7 +61,7 @@ class Stream:
     def under(self, candidate: Mapping[str, Candidate]) -> Answered:
         """What a policy does on it; a task without a candidate stays on the frontier."""
         parts = [
-            Answered.of(table, *climb(table, candidate[task].rungs if task in candidate else ()))
+            Answered.of(table, *(candidate[task].climb(table) if task in candidate else climb(table, ())))
             for task, table in self.tables.items()
         ]
         return Answered.together(parts, self.order)

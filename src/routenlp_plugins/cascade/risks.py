@@ -23,7 +23,7 @@ class Answered:
 
     Attributes:
         below: (n,) whether a tier below the frontier answered.
-        good: (n,) whether the answer is known to reach tau; all False without a tau.
+        good: (n,) whether the answer is known to reach tau; False without a tau.
         quality: (n,) of the answer, an unknown one 0.
         reference: (n,) of the frontier's answer, an unknown one 1 where another tier answered.
         cost, always: (n,) USD of the policy, and of the frontier alone.
@@ -51,16 +51,16 @@ class Answered:
         below: NDArray[np.bool_],
         quality: NDArray[np.float64],
         frontier: NDArray[np.float64],
-        tau: float | None,
+        tau: NDArray[np.float64] | float,
         cost: NDArray[np.float64],
         always: NDArray[np.float64],
         weights: NDArray[np.float64],
     ) -> Answered:
-        """From (n,) qualities of the answers and of the frontier's, NaN where they are unknown."""
+        """From (n,) qualities of the answers and of the frontier's, and tau, NaN where they are unknown."""
         known = np.where(np.isnan(quality), 0.0, quality)
         return cls(
             below=below,
-            good=np.zeros(len(below), dtype=np.bool_) if tau is None else quality >= tau,
+            good=quality >= tau,
             quality=known,
             reference=np.where(below, np.where(np.isnan(frontier), 1.0, frontier), known),
             cost=cost,
@@ -128,6 +128,11 @@ class Risk(Protocol):
         """The least excess of a row."""
         ...
 
+    @property
+    def lossless(self) -> float:
+        """The confidence at which nothing is expected to be lost."""
+        ...
+
     def target(self, table: TaskTable, column: int) -> NDArray[np.float64]:
         """(n,) in [0, 1]: what the confidence in a tier's answer estimates; NaN where it is unknown."""
         ...
@@ -182,6 +187,11 @@ class Violation:
         """1 where quality reaches tau."""
         return table.good[:, column]
 
+    @property
+    def lossless(self) -> float:
+        """1: an answer that is surely good."""
+        return 1.0
+
     def expected_excess(self, confidence: NDArray[np.float64]) -> NDArray[np.float64]:
         """One less the confidence."""
         return 1 - confidence
@@ -213,6 +223,11 @@ class SelectiveViolation(Violation):
     def claim(self) -> str:
         """The promise, in words."""
         return f"P(quality < tau, given that the answer was accepted below the frontier) <= {self.level:g}"
+
+    @property
+    def lossless(self) -> float:
+        """1 - alpha: the promise allows that share of bad answers."""
+        return 1 - self.level
 
     def expected_excess(self, confidence: NDArray[np.float64]) -> NDArray[np.float64]:
         """One less the confidence, less alpha."""
@@ -256,6 +271,11 @@ class Retention:
     def target(self, table: TaskTable, column: int) -> NDArray[np.float64]:
         """``(1 + q - q_frontier) / 2``: above one half, the answer is expected to be better than the frontier's."""
         return (1 + table.quality[:, column] - table.quality[:, -1]) / 2
+
+    @property
+    def lossless(self) -> float:
+        """One half: as good as the frontier's answer."""
+        return 0.5
 
     def expected_excess(self, confidence: NDArray[np.float64]) -> NDArray[np.float64]:
         """Minus the expected gain over the frontier."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from hashlib import sha256
 from itertools import combinations, groupby
@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 from ..comparing import Comparator, comparator
 from ..errors import DataError, PortfolioError
 from ..evidence import evidence, kinds
+from ..policy import DIFFICULTY, Policy, RelativeCost
 from ..portfolio import Portfolio, Tier
 from ..support import supported
-from ..types import Completion, Policy
+from ..types import Completion
 from .outcomes import Outcome, OutcomeRow
 from .units import propensity
 
 __all__ = ["TaskTable", "check", "cost_of", "data_hash", "known_cost", "quality_floors", "task_tables"]
-
 WIDESPREAD = 0.9
 """A kind of evidence is used if it comes with at least this share of the answers of the commonest kind."""
 
@@ -33,7 +33,8 @@ class TaskTable:
 
     Attributes:
         tiers: K names, the tiers below the frontier by rising mean cost, the frontier last.
-        tau: quality floor; None where quality is graded and none was declared.
+        texts: (n,) of the queries, as a policy sees them.
+        tau: (n,) quality floor; NaN where quality is graded and none was declared.
         units: (n,) what was drawn from the population: query or group.
         weights: (n,) one over the probability with which the row was selected for labelling.
         quality: (n, K) in [0, 1]; NaN is unknown.
@@ -43,11 +44,13 @@ class TaskTable:
         evidence: (tier, kind) -> (n,) in [0, 1]; NaN where the answer came without.
         agreement: (tier, dearer tier) -> (n,) in [0, 1]; NaN where one of the answers is missing.
         supported: (n,) whether the query is like those a policy speaks of: others are answered by the frontier.
+        difficulty: tier -> (n,) P(good enough) that a router predicts; empty without one.
     """
 
     task: str
     tiers: tuple[str, ...]
-    tau: float | None
+    texts: NDArray[np.object_]
+    tau: NDArray[np.float64]
     units: NDArray[np.str_]
     weights: NDArray[np.float64]
     quality: NDArray[np.float64]
@@ -57,6 +60,7 @@ class TaskTable:
     evidence: Mapping[tuple[str, str], NDArray[np.float64]]
     agreement: Mapping[tuple[str, str], NDArray[np.float64]]
     supported: NDArray[np.bool_]
+    difficulty: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.units)
@@ -68,22 +72,31 @@ class TaskTable:
         Raises:
             DataError: quality is graded and no floor was declared.
         """
-        if self.tau is None:
+        if np.isnan(self.tau).any():
             graded = self.quality[np.isfinite(self.quality) & (self.quality != 0) & (self.quality != 1)]
             raise DataError(
                 f"task {self.task!r}: quality is graded (for example {graded[0]:g}), so alpha needs a quality floor: "
                 "give tau for this task in the portfolio"
             )
-        return np.where(np.isnan(self.quality), np.nan, self.quality >= self.tau)
+        return np.where(np.isnan(self.quality), np.nan, self.quality >= self.tau[:, None])
 
     def kinds(self, tier: str) -> tuple[str, ...]:
         """The kinds of evidence that the answers of a tier come with, the commonest first."""
         return tuple(kind for name, kind in self.evidence if name == tier)
 
+    def relative_cost(self, expected: RelativeCost | None) -> NDArray[np.float64]:
+        """(n,) what the frontier's answers are expected to cost; 1 without such an expectation."""
+        if expected is None:
+            return np.ones(len(self))
+        lengths = np.fromiter(map(len, self.texts), dtype=np.float64, count=len(self))
+        return np.maximum(expected.intercept + expected.per_character * lengths, expected.least)
+
     def take(self, rows: NDArray[np.intp]) -> TaskTable:
         """The rows of these positions, repeated where a position is."""
         return replace(
             self,
+            texts=self.texts[rows],
+            tau=self.tau[rows],
             units=self.units[rows],
             weights=self.weights[rows],
             quality=self.quality[rows],
@@ -93,6 +106,7 @@ class TaskTable:
             evidence={key: values[rows] for key, values in self.evidence.items()},
             agreement={key: values[rows] for key, values in self.agreement.items()},
             supported=self.supported[rows],
+            difficulty={tier: values[rows] for tier, values in self.difficulty.items()},
         )
 
 
@@ -162,9 +176,10 @@ def quality_floors(rows: Sequence[OutcomeRow], portfolio: Portfolio) -> dict[str
 def _as_seen_by(policy: Policy, table: TaskTable, rows: Sequence[OutcomeRow]) -> TaskTable:
     """The table with unknown values for evidence that a policy looks at and that it has not."""
     rungs, support = policy.ladders.get(table.task, ()), policy.support.get(table.task)
-    terms = [term for rung in rungs for confidence in rung.confidences for term in confidence.terms]
+    looks = [confidence for rung in rungs for confidence in (*rung.confidences, rung.belief) if confidence is not None]
+    terms = [term for confidence in looks for term in confidence.terms]
     unknown = np.full(len(table), np.nan)
-    evidence = {(term.tier, term.kind): unknown for term in terms if term.kind is not None}
+    evidence = {(term.tier, term.kind): unknown for term in terms if term.kind not in (None, DIFFICULTY)}
     agreement = {}
     for term in terms:
         if term.other is not None:
@@ -247,7 +262,8 @@ def _table(rows: list[OutcomeRow], portfolio: Portfolio, compare: Comparator, li
     return TaskTable(
         task=task,
         tiers=names,
-        tau=_tau(task, quality, portfolio) if like is None else like.tau,
+        texts=np.array([row.seen.text for row in rows], dtype=np.object_),
+        tau=np.full(len(rows), _tau_or_nan(task, quality, portfolio) if like is None else like.tau[0]),
         units=np.array([row.unit for row in rows]),
         weights=np.array([1 / propensity(row) for row in rows]),
         quality=quality,
@@ -318,6 +334,11 @@ def _widespread(rows: list[OutcomeRow], tier: str) -> list[str]:
     most = max(counts.values(), default=0)
     varied = [kind for kind, values in found.items() if counts[kind] and np.nanmin(values) < np.nanmax(values)]
     return sorted((k for k in varied if counts[k] >= WIDESPREAD * most), key=lambda kind: -counts[kind])
+
+
+def _tau_or_nan(task: str, quality: NDArray[np.float64], portfolio: Portfolio) -> float:
+    tau = _tau(task, quality, portfolio)
+    return np.nan if tau is None else tau
 
 
 def _tau(task: str, quality: NDArray[np.float64], portfolio: Portfolio) -> float | None:

@@ -73,6 +73,9 @@ class DifficultyRouter:
     def train(cls, observed: Observations, options: TrainingOptions | None = None) -> Trained:
         """Learn from queries that several tiers have answered."""
         options = options or TrainingOptions()
+        chosen = observed.some(options.most_rows, options.seed)
+        if chosen is not None:
+            return cls._on_some(observed, chosen, options)
         vectors = options.encoder(observed.texts)
         projection = Projection.train(vectors, options.seed)
         examples = observed.examples(projection(vectors), options.seed)
@@ -83,6 +86,14 @@ class DifficultyRouter:
         slope, intercept = _calibration(held_out, examples)
         router = cls(tuple(observed.good), names, kind, options.encoder, projection, method, slope, intercept)
         return Trained(router, _calibrated(held_out, slope, intercept))
+
+    @classmethod
+    def _on_some(cls, observed: Observations, chosen: NDArray[np.intp], options: TrainingOptions) -> Trained:
+        """Of the others the router itself has seen nothing."""
+        trained = cls.train(observed.take(chosen), options)
+        held_out = trained.router(observed.texts, observed.tasks)
+        held_out[chosen] = trained.held_out
+        return Trained(trained.router, held_out)
 
     def __call__(self, texts: Sequence[str], tasks: Sequence[str | None]) -> NDArray[np.float64]:
         """(n, K) calibrated probabilities that an answer is good enough."""
@@ -186,11 +197,13 @@ class TrainingOptions:
     Attributes:
         methods: names among `METHODS`; where there are several, cross-validation chooses.
         seed: of the folds.
+        most_rows: about how many queries are learned from; of more of them, whole units are drawn.
     """
 
-    methods: tuple[str, ...] = ("task means", "logistic", "matrix factorisation")
+    methods: tuple[str, ...] = ("task means", "logistic")
     encoder: Encoder = field(default_factory=HashedNgrams)
     seed: int = 0
+    most_rows: int = 15_000
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.methods if name not in METHODS]

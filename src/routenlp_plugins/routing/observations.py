@@ -77,6 +77,26 @@ class Observations:
         """The T tasks there are."""
         return tuple(sorted(set(self.tasks)))
 
+    def some(self, most: int, seed: int) -> NDArray[np.intp] | None:
+        """Places of about this many queries, in whole units drawn by their hash; None if there are no more."""
+        if len(self.texts) <= most:
+            return None
+        draws = unit_interval(self._units, seed, "router rows")
+        return np.flatnonzero(draws < most / len(self.texts))
+
+    def take(self, rows: NDArray[np.intp]) -> Observations:
+        """The queries of these places, and what is preferred among them."""
+        place = {int(row): i for i, row in enumerate(rows)}
+        return Observations(
+            [self.texts[i] for i in rows],
+            [self.tasks[i] for i in rows],
+            {tier: np.asarray(of, dtype=np.float64)[rows] for tier, of in self.good.items()},
+            None if self.units is None else [self.units[i] for i in rows],
+            None if self.weights is None else self.row_weights[rows],
+            self.cost,
+            [(place[row], better, worse) for row, better, worse in self.preferences if row in place],
+        )
+
     def examples(self, vectors: NDArray[np.float32], seed: int) -> Examples:
         """With these (n, d) vectors, in `FOLDS` folds of units drawn by their hash."""
         task = {name: i for i, name in enumerate(self.task_names)}

@@ -1,0 +1,82 @@
+"""What a router predicts of the queries of a table: learned from ordering rows, served to all others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..evaluate.table import TaskTable
+from .difficulty import DifficultyRouter, TrainingOptions
+from .observations import Observations
+
+__all__ = ["foreseen", "learned"]
+
+
+def learned(
+    tables: Mapping[str, TaskTable], options: TrainingOptions, *, graded: bool
+) -> tuple[DifficultyRouter, dict[str, TaskTable]] | None:
+    """A router for all tiers, and the tables with what it says of their rows without having seen them.
+
+    Args:
+        graded: whether it learns quality itself, instead of whether that reaches tau.
+
+    Returns:
+        None where all queries are alike to a router, or there are too few of them.
+    """
+    tables = {task: table for task, table in tables.items() if len(table)}
+    texts = [str(text) for table in tables.values() for text in table.texts]
+    units = [str(unit) for table in tables.values() for unit in table.units]
+    if len(set(units)) < 2 or (len(tables) < 2 and len(set(texts)) < 2):
+        return None
+    quality = {task: table.quality if graded else table.good for task, table in tables.items()}
+    columns = {tier: _column(tier, tables, quality) for tier in _tiers(tables)}
+    good = {tier: column for tier, column in columns.items() if np.isfinite(column).any()}
+    if not good:
+        return None
+    weights = np.concatenate([table.weights for table in tables.values()])
+    tasks = [task for task, table in tables.items() for _ in range(len(table))]
+    trained = DifficultyRouter.train(Observations(texts, tasks, good, units, weights), options)
+    known: dict[str, TaskTable] = {}
+    start = 0
+    for task, table in tables.items():
+        known[task] = _with(table, trained.router.tiers, trained.held_out[start : start + len(table)])
+        start += len(table)
+    return trained.router, known
+
+
+def foreseen(router: DifficultyRouter, tables: Mapping[str, TaskTable]) -> dict[str, TaskTable]:
+    """The tables with what the router predicts of their rows."""
+    return {
+        task: _with(table, router.tiers, router([str(text) for text in table.texts], [task] * len(table)))
+        for task, table in tables.items()
+    }
+
+
+def _with(table: TaskTable, tiers: Sequence[str], predicted: NDArray[np.float64]) -> TaskTable:
+    mine = {tier: predicted[:, k] for k, tier in enumerate(tiers) if tier in table.tiers}
+    return replace(table, difficulty=mine)
+
+
+def _tiers(tables: Mapping[str, TaskTable]) -> list[str]:
+    """All tiers, the cheaper first, the frontier last."""
+    places: dict[str, list[float]] = {}
+    for table in tables.values():
+        for tier, cost in zip(table.tiers, table.cost.mean(axis=0), strict=True):
+            places.setdefault(tier, []).append(float(cost))
+    frontier = next(iter(tables.values())).tiers[-1]
+    return sorted(places, key=lambda tier: (tier == frontier, float(np.mean(places[tier])), tier))
+
+
+def _column(
+    tier: str, tables: Mapping[str, TaskTable], quality: Mapping[str, NDArray[np.float64]]
+) -> NDArray[np.float64]:
+    """(n,) quality of a tier over all tables, NaN for a task that has it not."""
+    return np.concatenate(
+        [
+            quality[task][:, table.tiers.index(tier)] if tier in table.tiers else np.full(len(table), np.nan)
+            for task, table in tables.items()
+        ]
+    )
