@@ -163,6 +163,7 @@ def _term(table: TaskTable, term: Term) -> NDArray[np.float64]:
 
 def _logistic(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
     """Weights and intercept for targets in [0, 1]: a row counts as good by its target, and as bad by the rest."""
+    from sklearn import config_context
     from sklearn.linear_model import LogisticRegression
 
     scale = x.std(axis=0)
@@ -171,7 +172,9 @@ def _logistic(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[NDArray[n
     share = np.concatenate([y, 1 - y])
     used = share > 0
     model = LogisticRegression(C=1 / PENALTY, solver="newton-cholesky")
-    model.fit(doubled[used], labels[used], sample_weight=share[used])
+    # checks of parameters would take as long as the fit of a small table
+    with config_context(skip_parameter_validation=True, assume_finite=True):
+        model.fit(doubled[used], labels[used], sample_weight=share[used])
     return model.coef_[0] / scale, float(model.intercept_[0])
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import inf, sqrt
 from typing import Protocol
 
 import numpy as np
@@ -14,9 +15,11 @@ from ..policy import Offer, Policy, RelativeCost, Rung
 from .ladders import climb
 from .risks import Answered, Risk
 
-__all__ = ["TASK_TABLE", "Candidate", "Found", "Make", "margin", "measured"]
+__all__ = ["TASK_TABLE", "Candidate", "Found", "Make", "Measured", "margin", "measured", "promise", "signal"]
 
 TASK_TABLE = "task table"
+PROVABLE = 1.3
+"""Standard errors below 0 at which a candidate can probably be certified with as many rows as order it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,3 +103,35 @@ def measured(rows: Answered, risk: Risk, ladder: tuple[str, ...], levels: NDArra
 def margin(risk: Risk) -> float:
     """Estimated excess above which a candidate would hardly ever pass."""
     return 0.25 * min(1 - risk.level, risk.level)
+
+
+class Measured(Protocol):
+    """A policy by what it did."""
+
+    @property
+    def excess(self) -> float:
+        """Mean excess."""
+        ...
+
+    @property
+    def second_moment(self) -> float:
+        """Mean of the squared excess."""
+        ...
+
+    @property
+    def cost(self) -> float:
+        """Mean USD of a query."""
+        ...
+
+
+def signal(policy: Measured) -> float:
+    """Mean excess in standard deviations: the lower it is, the fewer rows prove that the mean is below 0."""
+    return policy.excess / sqrt(max(policy.second_moment, 1e-12))
+
+
+def promise(policies: Sequence[Measured], n: int) -> tuple[float, float]:
+    """The least cost that can probably be certified with n rows; where none can, the least signal."""
+    signals = [signal(policy) for policy in policies]
+    provable = -PROVABLE / sqrt(n)
+    costs = [policy.cost for policy, found in zip(policies, signals, strict=True) if found <= provable]
+    return min(costs, default=inf), min(signals)

@@ -19,7 +19,7 @@ from ..evaluate.units import unit_interval
 from ..evidence import log_odds
 from ..policy import Confidence, Offer, Rung
 from .calibration import FOLDS, Calibrated, believe, calibrate
-from .candidate import TASK_TABLE, Candidate, Found, Make, margin, measured
+from .candidate import TASK_TABLE, Candidate, Found, Make, margin, measured, promise
 from .ladders import best_answer
 from .ordering import Ordering
 from .risks import Answered, Risk
@@ -30,6 +30,9 @@ MAX_RUNGS = 4
 BEAM = 12
 SKIPPING = 4
 """Sets of tiers, the most promising, for which ladders that skip are searched too."""
+COARSE = 6
+"""One of so many levels is tried of each ladder, all of them of the `REFINED` most promising ones."""
+REFINED = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,15 +93,21 @@ class _Search:
             yield from self._router(ROUTER, sized=False)
             if sized:
                 yield from self._router(ROUTER_SIZED, sized=True)
+        if predicted and not self._judged:
+            # calls tell nothing, so that all is decided before them
+            families = []
+        coarse: dict[tuple[_Family, tuple[str, ...]], list[Found]] = {}
         promising: dict[tuple[str, ...], float] = {}
         ladders: list[tuple[str, ...]] = [(tier,) for tier in below]
-        for size in range(1, min(MAX_RUNGS, len(below)) + 1):
+        for size in range(1, min(MAX_RUNGS if families else 1, len(below)) + 1):
             found: dict[tuple[str, ...], float] = {}
             for tiers in ladders:
-                # with one tier there is nothing to agree with
-                mine = [f for family in families if size > 1 or family != TOGETHER for f in self._ladder(family, tiers)]
+                for family in families:
+                    # with one tier there is nothing to agree with
+                    if size > 1 or family != TOGETHER:
+                        coarse[family, tiers] = self._ladder(family, tiers, coarse=True)
+                mine = [policy for family in families for policy in coarse.get((family, tiers), [])]
                 found[tiers] = min((policy.cost for policy in mine), default=inf)
-                yield from mine
             promising |= found
             best = sorted(found, key=lambda tiers: found[tiers])[:BEAM]
             ladders = sorted(
@@ -111,9 +120,16 @@ class _Search:
             )
         if predicted:
             for tiers in sorted(promising, key=lambda tiers: (promising[tiers], len(tiers)))[:SKIPPING]:
-                yield from self._ladder(JOINT, tiers)
-                if sized:
-                    yield from self._ladder(JOINT_SIZED, tiers)
+                for family in (JOINT, *([JOINT_SIZED] if sized else [])):
+                    coarse[family, tiers] = self._ladder(family, tiers, coarse=True)
+        ranked = [key for key, policies in coarse.items() if policies]
+        for family, tiers in sorted(ranked, key=lambda key: promise(coarse[key], len(self.table)))[:REFINED]:
+            yield from self._ladder(family, tiers, coarse=False)
+
+    @property
+    def _judged(self) -> bool:
+        """Whether there is any evidence of answers."""
+        return bool(self.table.evidence or self.table.agreement)
 
     def _task_table(self) -> Iterator[Found]:
         for column, tier in enumerate(self.table.tiers[:-1]):
@@ -190,7 +206,7 @@ class _Search:
         rungs = tuple(Rung(tier) for tier in tiers if tier in self.ordering.mean_cost[task])
         return Candidate(rungs, name, offers, self.ordering.expected[task] if sized else None)
 
-    def _ladder(self, family: _Family, tiers: tuple[str, ...]) -> list[Found]:
+    def _ladder(self, family: _Family, tiers: tuple[str, ...], *, coarse: bool) -> list[Found]:
         steps = Steps.of(self.table, tiers, self.ordering.allowed, gated=family.gated)
         if not family.gated and not steps.allowed.all():
             return []
@@ -210,9 +226,9 @@ class _Search:
                     if belief is not None:
                         beliefs[place, state] = belief
         served, held_out = (self._known(family, models, beliefs, kind) for kind in ("fitted", "held_out"))
-        levels = [] if family.gated else list(joint_levels(served))
+        levels = [] if family.gated else list(joint_levels(served))[:: COARSE if coarse else 1]
         if len(tiers) > 1 or family.gated or family.sized:
-            levels += optimal_levels(steps, served)
+            levels += optimal_levels(steps, served, coarse=coarse)
         found: list[Found] = []
         for some in levels:
             answered, cost = walk(steps, held_out, some)

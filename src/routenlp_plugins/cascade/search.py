@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
-from math import ceil, inf, sqrt
-from typing import Protocol, TypeVar
+from math import ceil, inf
+from typing import TypeVar
 
 import numpy as np
 
 from ..evaluate.table import TaskTable
-from .candidate import TASK_TABLE, Candidate, Found, margin, measured
+from .candidate import TASK_TABLE, Candidate, Found, Measured, margin, measured, promise, signal
 from .families import search
 from .ordering import Ordering
 from .risks import Answered, Risk
@@ -23,8 +23,6 @@ from .risks import Answered, Risk
 __all__ = ["Path", "Point", "pooled_paths", "task_paths"]
 
 PATH_LENGTH = 50
-PROVABLE = 1.3
-"""Standard errors below 0 at which a candidate can probably be certified with as many rows as order it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,19 +37,10 @@ class Point:
     @property
     def signal(self) -> float:
         """Mean excess in standard deviations: the lower it is, the fewer rows prove that the mean is below 0."""
-        return _signal(self)
+        return signal(self)
 
 
-class _Measured(Protocol):
-    @property
-    def excess(self) -> float: ...
-    @property
-    def second_moment(self) -> float: ...
-    @property
-    def cost(self) -> float: ...
-
-
-Policy = TypeVar("Policy", bound=_Measured)
+Policy = TypeVar("Policy", bound=Measured)
 Path = tuple[Point, ...]
 """Policies by falling cost and, as far as the ordering rows can tell, rising risk."""
 
@@ -82,14 +71,15 @@ def pooled_paths(tables: Mapping[str, TaskTable], risk: Risk, seed: int = 0) -> 
     """
     tables = {task: table for task, table in tables.items() if len(table)}
     n = sum(map(len, tables.values()))
-    if not n:
-        return (), ()
+    if len(tables) < 2:
+        return task_paths(next(iter(tables.values())), risk, seed) if tables else ((), ())
     options: dict[str, list[Found]] = {}
     for task, table in tables.items():
         at_frontier = np.full(len(table), len(table.tiers) - 1, dtype=np.intp)
         rows = Answered.of(table, at_frontier, table.cost[:, -1])
         stay = measured(rows, risk, ("", task), np.zeros(0), lambda task: Candidate((), ""))
-        kept = _kept(Ordering.of({task: table}), risk, seed) if len(table.tiers) > 1 else []
+        alone = Ordering.of({task: replace(table, difficulty={})})
+        kept = _kept(alone, risk, seed) if len(table.tiers) > 1 else []
         options[task] = [stay, *_unbeaten(kept)]
     paths = []
     for wanted in (True, False):
@@ -98,10 +88,10 @@ def pooled_paths(tables: Mapping[str, TaskTable], risk: Risk, seed: int = 0) -> 
         points = [_together(mine, places, {task: len(tables[task]) / n for task in mine}) for places in steps]
         paths.append(tuple(_thinned(_unbeaten(p for p in points if p.candidates and p.excess <= margin(risk)))))
     of_table, by_task = paths
-    if len(tables) > 1 and any(table.difficulty for table in tables.values()):
+    if any(table.difficulty for table in tables.values()):
         stream = _kept(Ordering.of(tables), risk, seed)
         as_one = _path(_filled(_thinned(_unbeaten(stream)), stream), list(tables))
-        by_task = min([path for path in (by_task, as_one) if path], key=lambda p: _promise(p, n), default=())
+        by_task = min([path for path in (by_task, as_one) if path], key=lambda p: promise(p, n), default=())
     return of_table, by_task
 
 
@@ -154,15 +144,11 @@ def _together(options: Mapping[str, Sequence[Found]], places: Places, share: Map
     return Point({task: candidate for task, candidate in made.items() if candidate.rungs}, *sums)
 
 
-def _signal(policy: _Measured) -> float:
-    return policy.excess / sqrt(max(policy.second_moment, 1e-12))
-
-
 def _thinned(front: Sequence[Policy]) -> Sequence[Policy]:
     """Of a Pareto front, at most `PATH_LENGTH` policies, evenly along the signal."""
     if len(front) <= PATH_LENGTH:
         return front
-    at = [_signal(policy) for policy in front]
+    at = [signal(policy) for policy in front]
     keep = np.unique(np.searchsorted(at, np.linspace(at[0], at[-1], PATH_LENGTH)).clip(0, len(front) - 1))
     return [front[i] for i in keep]
 
@@ -178,21 +164,13 @@ def _kept(ordering: Ordering, risk: Risk, seed: int) -> list[Found]:
         ladders[policy.ladder].append(policy)
     tables = [policy for of in ladders.values() for policy in _of_table(of, wanted=True)]
     others = [of for ladder, of in sorted(ladders.items()) if ladder[0] != TASK_TABLE]
-    return [*tables, *min(others, key=lambda of: _promise(of, len(ordering.table)), default=[])]
-
-
-def _promise(policies: Sequence[_Measured], n: int) -> tuple[float, float]:
-    """The least cost that can probably be certified with n rows; where none can, the least signal."""
-    signals = [_signal(policy) for policy in policies]
-    provable = -PROVABLE / sqrt(n)
-    costs = [policy.cost for policy, signal in zip(policies, signals, strict=True) if signal <= provable]
-    return min(costs, default=inf), min(signals)
+    return [*tables, *min(others, key=lambda of: promise(of, len(ordering.table)), default=[])]
 
 
 def _unbeaten(policies: Iterable[Policy]) -> list[Policy]:
     """By rising signal, those that are cheaper than all of a lower one."""
     front: list[Policy] = []
-    for policy in sorted(policies, key=lambda p: (_signal(p), p.cost)):
+    for policy in sorted(policies, key=lambda p: (signal(p), p.cost)):
         if not front or policy.cost < front[-1].cost:
             front.append(policy)
     return front
@@ -211,12 +189,12 @@ def _filled(path: Sequence[Found], policies: Sequence[Found]) -> list[Found]:
         high, above = (np.full(len(low), inf), lenient.ladder) if strict is None else (strict.levels, strict.ladder)
         dearest = inf if strict is None else strict.cost
         # of accepted answers alone, few are less certain than many
-        surest = _signal(lenient) + 1e-9 if strict is None else inf
+        surest = signal(lenient) + 1e-9 if strict is None else inf
         between = [
             policy
             for policy in policies
             if lenient.cost < policy.cost < dearest
-            and _signal(policy) <= surest
+            and signal(policy) <= surest
             and policy.ladder == lenient.ladder == above
             and (low <= policy.levels).all()
             and (policy.levels <= high).all()

@@ -161,21 +161,22 @@ class _Cuts:
         return float(self.levels[sums.argmin()])
 
 
-def optimal_levels(steps: Steps, known: Known) -> Iterator[Levels]:
+def optimal_levels(steps: Steps, known: Known, *, coarse: bool = False) -> Iterator[Levels]:
     """Levels that minimise expected cost plus a price times expected excess, for rising prices.
 
     Backward induction: after the last tier its answer is weighed against the frontier's cost, at each decision before
     against what going on costs under the levels after it. Expectations are those of the confidences, not of the
     labels: what is searched over should not be noise. Prices reach the convex hull of cost and risk only, so that
-    levels between those of neighbouring prices are tried too.
+    levels between those of neighbouring prices are tried too, unless only a coarse look is wanted.
     """
     unit = float(steps.cost[:, -1].mean()) or 1.0
+    prices = unit * np.geomspace(0.3, 3000, PRICES // BETWEEN if coarse else PRICES)
     gates = {gate: _Cuts(belief) for gate, belief in known.belief.items()}
     thresholds = {state: _Cuts(worth) for state, worth in known.worth.items()}
-    found = [_at_price(steps, known, gates, thresholds, price) for price in unit * np.geomspace(0.3, 3000, PRICES)]
+    found = [_at_price(steps, known, gates, thresholds, price) for price in prices]
     seen: set[bytes] = set()
     for first, second in zip(found, found[1:] + found[-1:], strict=True):
-        for weight in (np.arange(BETWEEN) / BETWEEN).tolist():
+        for weight in [0.0] if coarse else (np.arange(BETWEEN) / BETWEEN).tolist():
             levels = Levels(
                 {gate: gates[gate].between(of, second.gates[gate], weight) for gate, of in first.gates.items()},
                 {
