@@ -30,8 +30,8 @@ MAX_RUNGS = 4
 BEAM = 12
 SKIPPING = 4
 """Sets of tiers, the most promising, for which ladders that skip are searched too."""
-COARSE = 6
-"""One of so many levels is tried of each ladder, all of them of the `REFINED` most promising ones."""
+COARSE = 32
+"""So many levels are tried of each ladder, all of them of the `REFINED` most promising ones."""
 REFINED = 8
 
 
@@ -226,7 +226,9 @@ class _Search:
                     if belief is not None:
                         beliefs[place, state] = belief
         served, held_out = (self._known(family, models, beliefs, kind) for kind in ("fitted", "held_out"))
-        levels = [] if family.gated else list(joint_levels(served))[:: COARSE if coarse else 1]
+        levels = [] if family.gated else list(joint_levels(served))
+        if coarse and levels:
+            levels = [levels[i] for i in np.unique(np.linspace(0, len(levels) - 1, COARSE).astype(np.intp))]
         if len(tiers) > 1 or family.gated or family.sized:
             levels += optimal_levels(steps, served, coarse=coarse)
         found: list[Found] = []
