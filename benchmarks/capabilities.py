@@ -20,9 +20,10 @@ from dataclasses import replace
 from multiprocessing import get_context
 
 import numpy as np
+from curves import TARGETS, Routed, hull_cost
 from local_tiers import HERE, data_folder
 from numpy.typing import NDArray
-from routers import HALVES, TARGETS, Curve, Recorded, hull_cost, mean_costs, predictions, priced
+from routers import HALVES, Recorded, mean_costs, predictions, priced
 
 from routenlp_plugins import CapabilityHeads, CapabilityRouter, Matching, Observations, Portfolio
 from routenlp_plugins.portfolio import Task
@@ -70,7 +71,7 @@ def half(seed: int) -> dict[str, dict[str, list[float]]]:
     fit, test = np.sort(order[: len(order) // 2]), np.sort(order[len(order) // 2 :])
     mean_cost = mean_costs(data, fit)
     portfolio = with_profiles(data, fit)
-    _, retrained, _ = predictions(data, fit, test, ("task means",))
+    _, retrained = predictions(data, fit, test, ("task means",))
     found = {}
     for out, name in enumerate(data.tiers):
         if name == portfolio.frontier:
@@ -89,7 +90,7 @@ def half(seed: int) -> dict[str, dict[str, list[float]]]:
             "added, by tolerance": tolerated(data, test, lacking, mean_cost),
             "without": priced(data, test, np.where(np.arange(len(data.tiers)) == out, -np.inf, retrained), mean_cost),
         }
-        found[name] = {way: [hull_cost(curves[way], target, mixed=True) for target in TARGETS] for way in WAYS}
+        found[name] = {way: [hull_cost(curves[way].curve, target) for target in TARGETS] for way in WAYS}
     return found
 
 
@@ -108,11 +109,11 @@ def with_profiles(data: Recorded, rows: NDArray[np.intp]) -> Portfolio:
 
 def tolerated(
     data: Recorded, rows: NDArray[np.intp], lacking: NDArray[np.float64], mean_cost: NDArray[np.float64]
-) -> Curve:
+) -> Routed:
     """A point for each tolerance."""
     every = np.ones(lacking.shape, dtype=np.bool_)
     tolerances = np.quantile(lacking, np.linspace(0, 1, TOLERANCES))
-    return np.array([data.achieved(rows, matched(lacking, mean_cost[rows], t, every)) for t in tolerances])
+    return data.routed(rows, np.array([matched(lacking, mean_cost[rows], t, every) for t in tolerances]))
 
 
 if __name__ == "__main__":

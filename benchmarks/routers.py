@@ -1,14 +1,18 @@
-"""What can be known before a call: routers, a task table and the cascade on recorded outcomes of language models.
+"""One decision against everything simpler: routers, a task table, cascades and ours on recorded outcomes.
 
 Ten random halves of each file. Everything is learned on one half; on the other, two questions are asked:
 
 - in hindsight, at what share of the frontier's cost a method's curve reaches 95, 97 and 99 % of its quality, mixtures
   of two points allowed. The price that does it is picked on the half itself, for all methods alike;
-- aimed at the same targets, what it costs and keeps if the price is chosen on the half that was learned on, by
+- aimed at the same targets, what it costs and keeps if the policy is chosen on the half that was learned on, by
   cross-fitted predictions, and how often the target is missed.
 
 A router sends a query to the tier with the highest predicted quality less a price times the mean cost of the tier on
-the task. Halves of one file overlap, so that ten of them say less than ten independent ones would.
+the task. FrugalGPT's optimiser is that of `cre-router`; its scorer, per tier, is a logistic regression on hashed
+n-grams of question and answer, which take the place of a fine-tuned DistilBERT here. "Ours" is what `fit` would test.
+
+Ours is compared with the best of the others, picked by its mean over the halves of the very file: the corrected
+resampled t test, Holm over all files and targets, and a bootstrap over the queries of the first half.
 
     ROUTENLP_DATA=... python benchmarks/routers.py [FILE ...]
 """
@@ -18,22 +22,28 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from cre_router.baselines.frugalgpt import apply_cascade, fit_cascade
+from curves import TARGETS, Curve, Routed, aimed, bootstrapped, corrected_p_values, holm, hull_cost, markdown
 from local_tiers import data_folder
 from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import cross_val_predict
 
 from routenlp_plugins import Portfolio
 from routenlp_plugins.cascade.ladders import climb
 from routenlp_plugins.cascade.risks import Retention
-from routenlp_plugins.cascade.search import Point, pooled_paths, task_paths
+from routenlp_plugins.cascade.search import Point, pooled_paths
 from routenlp_plugins.evaluate.outcomes import read_outcomes
 from routenlp_plugins.evaluate.table import TaskTable, task_tables
 from routenlp_plugins.routing.difficulty import DifficultyRouter, TrainingOptions
+from routenlp_plugins.routing.encoders import HashedNgrams
+from routenlp_plugins.routing.foresight import foreseen, learned
 from routenlp_plugins.routing.observations import Observations
 
 FILES = (
@@ -46,7 +56,6 @@ FILES = (
     "routerbench_arc_challenge",
 )
 HALVES = 10
-TARGETS = (0.95, 0.97, 0.99)
 PRICES = np.r_[0.0, np.geomspace(0.003, 30, 60)]
 """Quality for the mean cost of the frontier."""
 LEARNED: Mapping[str, tuple[str, ...]] = {
@@ -54,11 +63,11 @@ LEARNED: Mapping[str, tuple[str, ...]] = {
     "nearest neighbours": ("nearest neighbours",),
     "logistic": ("logistic",),
     "matrix factorisation": ("matrix factorisation",),
-    "difficulty router": TrainingOptions().methods,
 }
-
-Curve = NDArray[np.float64]
-"""(L, 2): share of the frontier's cost, and of its quality."""
+BUDGETS = np.linspace(0.02, 1.0, 25)
+"""Of FrugalGPT, mean cost of a query in units of the frontier's."""
+REFERENCES = ("oracle", "ours")
+"""What is not among the methods that ours is compared with."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +79,7 @@ class Recorded:
     """
 
     texts: Sequence[str]
+    answers: Sequence[Sequence[str]]
     tasks: NDArray[np.str_]
     tiers: tuple[str, ...]
     tables: Mapping[str, TaskTable]
@@ -92,47 +102,60 @@ class Recorded:
             quality.append(q)
             cost.append(c)
         tasks = np.array([row.query.task for row in rows])
-        return cls([r.query.text for r in rows], tasks, tiers, tables, np.vstack(quality), np.vstack(cost))
+        answers = [[r.outcomes[t].completion.text if t in r.outcomes else "" for t in tiers] for r in rows]
+        return cls([r.query.text for r in rows], answers, tasks, tiers, tables, np.vstack(quality), np.vstack(cost))
 
-    def achieved(self, rows: NDArray[np.intp], column: NDArray[np.intp]) -> NDArray[np.float64]:
-        """(2,) cost and quality against the frontier alone if these tiers answer these rows."""
-        cost, quality = self.cost[rows, column].sum(), self.quality[rows, column].sum()
-        return np.array([cost / self.cost[rows, -1].sum(), quality / self.quality[rows, -1].sum()])
+    def routed(self, rows: NDArray[np.intp], columns: NDArray[np.intp], *, mixed: bool = True) -> Routed:
+        """L policies that each have these (L, n) tiers answer these n rows."""
+        return self.spent(rows, self.cost[rows, columns], self.quality[rows, columns], mixed=mixed)
+
+    def spent(self, rows: NDArray[np.intp], cost: Curve, quality: Curve, *, mixed: bool = True) -> Routed:
+        return Routed(cost, quality, self.cost[rows, -1], self.quality[rows, -1], mixed)
 
 
 def main() -> None:
     file = Path(__file__).parent / "results" / "routers.json"
     results = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    results.setdefault("files", {})
     for name in sys.argv[1:] or FILES:
         with get_context("spawn").Pool(2) as pool:
-            halves = pool.starmap(half, [(name, seed) for seed in range(HALVES)])
-        results[name] = summary(halves)
+            halves = pool.starmap(half, [(name, seed) for seed in range(HALVES)], chunksize=1)
+        results["files"][name] = {"methods": summary(halves), "against the best": compared(name, halves)}
+        results["tests"] = tests(results["files"])
         file.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-        print(table_of(name, results[name]), flush=True)
+        print(table_of(name, results["files"][name]), flush=True)
+    print(json.dumps(results["tests"], indent=2))
 
 
 def half(name: str, seed: int) -> dict[str, dict[str, Any]]:
     """Method -> what it reaches on one half after learning on the other."""
+    return {method: reached(*of) for method, of in methods(name, seed).items()}
+
+
+def methods(name: str, seed: int) -> dict[str, tuple[Routed, Routed | Curve, Any]]:
+    """Method -> its policies on the half that judges, what they were seen to do where they were learned, remarks."""
     data = Recorded.read(name)
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(data.texts))
     fit, test = np.sort(order[: len(order) // 2]), np.sort(order[len(order) // 2 :])
     mean_cost = mean_costs(data, fit)
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, tuple[Routed, Routed | Curve, Any]] = {}
+    every = np.arange(len(data.tiers))[:, None]
+    usable = np.isfinite(data.cost[fit]).all(axis=0) & np.isfinite(data.cost[test]).all(axis=0)
+    on_test, on_fit = (data.routed(rows, np.tile(every[usable], (1, len(rows)))) for rows in (test, fit))
+    found["best single tier"] = replace(on_test, mixed=False), on_fit, None
+    found["random mix"] = on_test, on_fit, None
     for method, kinds in LEARNED.items():
-        on_fit, on_test, kind = predictions(data, fit, test, kinds)
-        curves = [priced(data, *of, mean_cost) for of in ((fit, on_fit), (test, on_test))]
-        found[method] = reached(*curves) | {"kind": kind}
+        known, told = predictions(data, fit, test, kinds)
+        found[method] = priced(data, test, told, mean_cost), priced(data, fit, known, mean_cost), None
+    scores = scored(data, fit, test)
+    if scores is not None:
+        found["FrugalGPT"] = frugal(data, fit, test, *scores)
+    for method, options in (("cascade", None), ("ours", TrainingOptions())):
+        found[method] = paths(data, fit, test, options)
     # perfect foresight of quality, on the half itself
-    found["oracle"] = reached(*(priced(data, rows, data.quality[rows], data.cost) for rows in (fit, test)))
-    singles = [
-        np.array([data.achieved(rows, np.full(len(rows), k)) for k in range(len(data.tiers))]) for rows in (fit, test)
-    ]
-    usable = np.isfinite(singles[0]).all(axis=1)
-    found["best single tier"] = reached(*(of[usable] for of in singles), mixed=False)
-    shares = np.linspace(0, 1, 101)[:, None, None]
-    found["random mix"] = reached(*((shares * of[usable] + 1 - shares).reshape(-1, 2) for of in singles))
-    found["cascade"] = reached(*cascade(data, fit, test))
+    best, best_on_fit = (priced(data, rows, data.quality[rows], data.cost) for rows in (test, fit))
+    found["oracle"] = best, best_on_fit, None
     return found
 
 
@@ -146,37 +169,88 @@ def mean_costs(data: Recorded, rows: NDArray[np.intp]) -> NDArray[np.float64]:
 
 def predictions(
     data: Recorded, fit: NDArray[np.intp], test: NDArray[np.intp], kinds: tuple[str, ...]
-) -> tuple[NDArray[np.float64], NDArray[np.float64], str]:
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """(n, K) predicted quality on both halves, cross-fitted on the first."""
     known = np.where(np.isfinite(data.cost[fit]), data.quality[fit], np.nan)
     good = {tier: known[:, k] for k, tier in enumerate(data.tiers)}
     observed = Observations([data.texts[i] for i in fit], [str(task) for task in data.tasks[fit]], good)
     trained = DifficultyRouter.train(observed, TrainingOptions(kinds))
     on_test = trained.router([data.texts[i] for i in test], [str(task) for task in data.tasks[test]])
-    return trained.held_out, on_test, trained.router.kind
+    return trained.held_out, on_test
 
 
 def priced(
     data: Recorded, rows: NDArray[np.intp], predicted: NDArray[np.float64], mean_cost: NDArray[np.float64]
-) -> Curve:
-    """A point for each price: the tier with the most predicted quality less the price of its cost."""
+) -> Routed:
+    """A policy for each price: the tier with the most predicted quality less the price of its cost."""
     unit = data.cost[rows, -1].mean()
     values = (predicted - price * mean_cost[rows] / unit for price in PRICES)
-    return np.array([data.achieved(rows, np.nan_to_num(value, nan=-np.inf).argmax(axis=1)) for value in values])
+    return data.routed(rows, np.array([np.nan_to_num(value, nan=-np.inf).argmax(axis=1) for value in values]))
 
 
-def cascade(data: Recorded, fit: NDArray[np.intp], test: NDArray[np.intp]) -> tuple[Curve, Curve]:
-    """The policies that `fit` would test, for the three targets, without the test."""
+def scored(
+    data: Recorded, fit: NDArray[np.intp], test: NDArray[np.intp]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+    """(n, K) probabilities that an answer is right, by its words and the question's; None without any answers."""
+    if not any(any(answers) for answers in data.answers):
+        return None
+    encoder, columns = HashedNgrams(), []
+    for k in range(len(data.tiers)):
+        vectors = encoder([f"{text} {answers[k]}" for text, answers in zip(data.texts, data.answers, strict=True)])
+        right = data.quality[fit, k] >= 0.5
+        if right.all() or not right.any():
+            columns.append((right.astype(np.float64), np.full(len(test), float(right[0]))))
+            continue
+        model = LogisticRegression(C=1.0)
+        own = cross_val_predict(model, vectors[fit], right, cv=5, method="predict_proba")[:, 1]
+        columns.append((own, model.fit(vectors[fit], right).predict_proba(vectors[test])[:, 1]))
+    on_fit, on_test = (np.column_stack(of) for of in zip(*columns, strict=True))
+    return on_fit, on_test
+
+
+def frugal(
+    data: Recorded,
+    fit: NDArray[np.intp],
+    test: NDArray[np.intp],
+    on_fit: NDArray[np.float64],
+    on_test: NDArray[np.float64],
+) -> tuple[Routed, Routed, str]:
+    """A cascade of two tiers for each budget, list and thresholds by FrugalGPT's optimiser."""
+    ends: list[list[tuple[NDArray[np.float64], NDArray[np.float64]]]] = [[], []]
+    for budget in BUDGETS * data.cost[fit, -1].mean():
+        if budget < data.cost[fit].mean(axis=0).min():
+            continue
+        found = fit_cascade(data.quality[fit], data.cost[fit], on_fit, float(budget), depth=2)
+        for end, rows, scores in ((ends[0], test, on_test), (ends[1], fit, on_fit)):
+            quality, cost, _ = apply_cascade(found, data.quality[rows], data.cost[rows], scores)
+            end.append((cost, quality))
+    routed = [
+        data.spent(rows, np.array([cost for cost, _ in of]), np.array([quality for _, quality in of]))
+        for rows, of in ((test, ends[0]), (fit, ends[1]))
+    ]
+    return routed[0], routed[1], "two tiers"
+
+
+def paths(
+    data: Recorded, fit: NDArray[np.intp], test: NDArray[np.intp], options: TrainingOptions | None
+) -> tuple[Routed, Curve, list[str]]:
+    """The policies that `fit` would test, for the three targets, without the test; with a router if it has options."""
     of_fit, of_test = taken(data, fit), taken(data, test)
-    found: list[tuple[NDArray[np.float64], NDArray[np.float64]]] = []
+    found = None if options is None else learned(of_fit, options, graded=True)
+    if found is not None and (len(of_fit) > 1 or found[0].kind != "task means"):
+        of_fit, of_test = found[1], foreseen(found[0], of_test)
+    always, kept = (float(np.mean(of)) for of in (data.cost[fit, -1], data.quality[fit, -1]))
+    ends, seen, families = [], [], []
     for target in TARGETS:
-        risk = Retention(target)
-        first, *more = of_fit.values()
-        paths = pooled_paths(of_fit, risk) if more else task_paths(first, risk)
-        for point in (point for path in paths for point in path):
-            found.append((replayed(of_fit, point), replayed(of_test, point)))
-    always = np.ones(2)
-    return np.array([always, *(a for a, _ in found)]), np.array([always, *(b for _, b in found)])
+        for point in (point for path in pooled_paths(of_fit, Retention(target)) for point in path):
+            ends.append(replayed(of_test, point))
+            # the excess is target * frontier - quality
+            seen.append([point.cost / always, target - point.excess / kept])
+            families.append(next(iter(point.candidates.values())).family)
+    if not ends:
+        return data.routed(test, np.full((1, len(test)), len(data.tiers) - 1)), np.ones((1, 2)), []
+    cost, quality = (np.array(of) for of in zip(*ends, strict=True))
+    return data.spent(test, cost, quality), np.array(seen), sorted(set(families))
 
 
 def taken(data: Recorded, rows: NDArray[np.intp]) -> dict[str, TaskTable]:
@@ -189,38 +263,25 @@ def taken(data: Recorded, rows: NDArray[np.intp]) -> dict[str, TaskTable]:
     return tables
 
 
-def replayed(tables: Mapping[str, TaskTable], point: Point) -> NDArray[np.float64]:
-    sums = np.zeros(4)
-    for task, table in tables.items():
-        column, cost = point.candidates[task].climb(table) if task in point.candidates else climb(table, ())
-        quality = np.nan_to_num(table.quality)
-        mine = (cost, quality[np.arange(len(table)), column], table.cost[:, -1], quality[:, -1])
-        sums += [of.sum() for of in mine]
-    return np.array([sums[0] / sums[2], sums[1] / sums[3]])
+def replayed(tables: Mapping[str, TaskTable], point: Point) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(n,) cost and quality of all rows, in order of their tasks."""
+    costs, qualities = [], []
+    for task, of in tables.items():
+        column, cost = point.candidates[task].climb(of) if task in point.candidates else climb(of, ())
+        costs.append(cost)
+        qualities.append(np.nan_to_num(of.quality)[np.arange(len(of)), column])
+    return np.concatenate(costs), np.concatenate(qualities)
 
 
-def reached(on_fit: Curve, on_test: Curve, *, mixed: bool = True) -> dict[str, Any]:
+def reached(on_test: Routed, on_fit: Routed | Curve, remarks: Any) -> dict[str, Any]:
     """Both answers, for each target."""
-    found: dict[str, Any] = {"hindsight": [hull_cost(on_test, target, mixed=mixed) for target in TARGETS]}
-    found["aimed"] = []
-    for target in TARGETS:
-        good = np.flatnonzero(on_fit[:, 1] >= target)
-        place = good[on_fit[good, 0].argmin()] if len(good) else None
-        found["aimed"].append([1.0, 1.0] if place is None else on_test[place].tolist())
-    return found
-
-
-def hull_cost(curve: Curve, target: float, *, mixed: bool) -> float:
-    """The least cost at which the curve, or a mixture of two of its points and the frontier alone, has this quality."""
-    points = np.vstack([curve, np.ones(2)])
-    if not mixed:
-        return float(points[points[:, 1] >= target, 0].min())
-    above, below = points[points[:, 1] >= target], points[points[:, 1] < target]
-    best = above[:, 0].min()
-    if len(below):
-        share = (target - below[:, None, 1]) / (above[None, :, 1] - below[:, None, 1])
-        best = min(best, ((1 - share) * below[:, None, 0] + share * above[None, :, 0]).min())
-    return float(best)
+    curve = on_test.curve
+    seen = on_fit.curve if isinstance(on_fit, Routed) else on_fit
+    return {
+        "hindsight": [hull_cost(curve, target, mixed=on_test.mixed) for target in TARGETS],
+        "aimed": [aimed(seen, curve, target) for target in TARGETS],
+        "remarks": remarks,
+    }
 
 
 def summary(halves: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict[str, Any]:
@@ -228,28 +289,60 @@ def summary(halves: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict[str, Any]
     found: dict[str, Any] = {}
     for method in halves[0]:
         hindsight = np.array([half[method]["hindsight"] for half in halves])
-        aimed = np.array([half[method]["aimed"] for half in halves])
+        ends = np.array([half[method]["aimed"] for half in halves])
         found[method] = {
             "hindsight": hindsight.mean(axis=0).round(4).tolist(),
-            "aimed_cost": aimed[:, :, 0].mean(axis=0).round(4).tolist(),
-            "aimed_quality": aimed[:, :, 1].mean(axis=0).round(4).tolist(),
-            "missed": (aimed[:, :, 1] < TARGETS).mean(axis=0).round(2).tolist(),
+            "aimed_cost": ends[:, :, 0].mean(axis=0).round(4).tolist(),
+            "aimed_quality": ends[:, :, 1].mean(axis=0).round(4).tolist(),
+            "missed": (ends[:, :, 1] < TARGETS).mean(axis=0).round(2).tolist(),
         }
-        kinds = [half[method]["kind"] for half in halves if "kind" in half[method]]
-        if len(set(kinds)) > 1 or method == "difficulty router":
-            found[method]["kinds"] = {kind: kinds.count(kind) for kind in sorted(set(kinds))}
+        remarks = [half[method]["remarks"] for half in halves if half[method]["remarks"]]
+        if remarks:
+            found[method]["remarks"] = remarks
     return found
+
+
+def compared(name: str, halves: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict[str, Any]:
+    """Ours against the best of the others at each target, in hindsight."""
+    found = {}
+    of_first = methods(name, 0)
+    for i, target in enumerate(TARGETS):
+        costs = {method: np.array([half[method]["hindsight"][i] for half in halves]) for method in halves[0]}
+        best = min((method for method in costs if method not in REFERENCES), key=lambda method: costs[method].mean())
+        differences = costs["ours"] - costs[best]
+        below, above = corrected_p_values(differences)
+        gap = costs[best].mean() - costs["oracle"].mean()
+        found[str(target)] = {
+            "best": best,
+            "difference": round(float(differences.mean()), 4),
+            "p_not_better": below,
+            "p_not_worse": above,
+            "gap_closed": round(float(-differences.mean() / gap), 3) if gap else 0.0,
+            "bootstrap_first_half": bootstrapped(of_first["ours"][0], of_first[best][0], target),
+        }
+    return found
+
+
+def tests(files: Mapping[str, Any]) -> dict[str, Any]:
+    """Holm over all files and targets, both ways."""
+    cells = {f"{name} {t}": of for name, file in files.items() for t, of in file["against the best"].items()}
+    better, worse = (
+        {name: round(p, 4) for name, p in holm({name: of[key] for name, of in cells.items()}).items() if p <= 0.05}
+        for key in ("p_not_better", "p_not_worse")
+    )
+    return {"cells": len(cells), "ours better (adjusted p)": better, "ours worse (adjusted p)": worse}
 
 
 def table_of(name: str, results: Mapping[str, Any]) -> str:
     heads = ("method", "95 %", "97 %", "99 %", "aimed at 95 %", "97 %", "99 %")
-    lines = [f"\n{name}", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    for method, of in results.items():
-        aimed = zip(of["aimed_cost"], of["aimed_quality"], of["missed"], strict=True)
+    rows = []
+    for method, of in results["methods"].items():
+        ends = zip(of["aimed_cost"], of["aimed_quality"], of["missed"], strict=True)
         cells = [f"{cost:.3f}" for cost in of["hindsight"]]
-        cells += [f"{cost:.3f} at {quality:.3f} ({missed:.0%})" for cost, quality, missed in aimed]
-        lines.append(f"| {method} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append(
+            [method, *cells, *(f"{cost:.3f} at {quality:.3f} ({missed:.0%})" for cost, quality, missed in ends)]
+        )
+    return f"\n{name}\n{markdown(heads, rows)}\n{json.dumps(results['against the best'])}"
 
 
 if __name__ == "__main__":
