@@ -32,7 +32,8 @@ class Routed:
 
     @property
     def curve(self) -> Curve:
-        return self.weighted(np.ones((1, len(self.frontier_cost))))[0]
+        whole: Curve = self.weighted(np.ones((1, len(self.frontier_cost))))[0]
+        return whole
 
     def weighted(self, weights: Array) -> Array:
         """(B, L, 2) curves with each query counted as often as one of (B, n) weights says."""

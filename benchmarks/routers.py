@@ -66,6 +66,7 @@ LEARNED: Mapping[str, tuple[str, ...]] = {
 }
 BUDGETS = np.linspace(0.02, 1.0, 25)
 """Of FrugalGPT, mean cost of a query in units of the frontier's."""
+LOWEST = 0.9
 REFERENCES = ("oracle", "ours")
 """What is not among the methods that ours is compared with."""
 
@@ -218,9 +219,10 @@ def frugal(
     """A cascade of two tiers for each budget, list and thresholds by FrugalGPT's optimiser."""
     ends: list[list[tuple[NDArray[np.float64], NDArray[np.float64]]]] = [[], []]
     for budget in BUDGETS * data.cost[fit, -1].mean():
-        if budget < data.cost[fit].mean(axis=0).min():
+        try:
+            found = fit_cascade(data.quality[fit], data.cost[fit], on_fit, float(budget), depth=2)
+        except ValueError:  # nothing costs so little
             continue
-        found = fit_cascade(data.quality[fit], data.cost[fit], on_fit, float(budget), depth=2)
         for end, rows, scores in ((ends[0], test, on_test), (ends[1], fit, on_fit)):
             quality, cost, _ = apply_cascade(found, data.quality[rows], data.cost[rows], scores)
             end.append((cost, quality))
@@ -234,14 +236,17 @@ def frugal(
 def paths(
     data: Recorded, fit: NDArray[np.intp], test: NDArray[np.intp], options: TrainingOptions | None
 ) -> tuple[Routed, Curve, list[str]]:
-    """The policies that `fit` would test, for the three targets, without the test; with a router if it has options."""
+    """The policies that `fit` would test, without the test; with a router if it has options.
+
+    A path stops a little below its target, so that a lower one is walked too: hindsight asks how far to go.
+    """
     of_fit, of_test = taken(data, fit), taken(data, test)
     found = None if options is None else learned(of_fit, options, graded=True)
     if found is not None and (len(of_fit) > 1 or found[0].kind != "task means"):
         of_fit, of_test = found[1], foreseen(found[0], of_test)
     always, kept = (float(np.mean(of)) for of in (data.cost[fit, -1], data.quality[fit, -1]))
     ends, seen, families = [], [], []
-    for target in TARGETS:
+    for target in (LOWEST, *TARGETS):
         for point in (point for path in pooled_paths(of_fit, Retention(target)) for point in path):
             ends.append(replayed(of_test, point))
             # the excess is target * frontier - quality
