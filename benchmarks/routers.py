@@ -226,6 +226,9 @@ def frugal(
         for end, rows, scores in ((ends[0], test, on_test), (ends[1], fit, on_fit)):
             quality, cost, _ = apply_cascade(found, data.quality[rows], data.cost[rows], scores)
             end.append((cost, quality))
+    if not ends[0]:
+        alone = [data.routed(rows, np.full((1, len(rows)), len(data.tiers) - 1)) for rows in (test, fit)]
+        return alone[0], alone[1], "nothing within any budget"
     routed = [
         data.spent(rows, np.array([cost for cost, _ in of]), np.array([quality for _, quality in of]))
         for rows, of in ((test, ends[0]), (fit, ends[1]))

@@ -181,7 +181,7 @@ class Release:
         """The same release with a certificate that holds no more: the frontier answers everything, and says why."""
         portfolio = portfolio or self.portfolio
         nothing: dict[str, tuple[Rung, ...]] = dict.fromkeys(self.policy.ladders, ())
-        policy = replace(self.policy, frontier=portfolio.frontier, ladders=nothing, void=reason)
+        policy = replace(self.policy, frontier=portfolio.frontier, ladders=nothing, offers={}, void=reason)
         return replace(self, portfolio=portfolio, policy=policy)
 
     def _for(self, portfolio: Portfolio) -> Release:

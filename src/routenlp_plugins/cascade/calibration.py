@@ -22,6 +22,7 @@ TILT = 0.02
 MIN_GAIN = 0.002
 """Nats by which a calibration map must lower the held-out log loss of the plain logistic curve to be used."""
 PENALTY = 1.0
+ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +168,8 @@ def _logistic(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[NDArray[n
     from sklearn.linear_model import LogisticRegression
 
     scale = x.std(axis=0)
-    scale[scale == 0] = 1.0
+    # rounding is no variation
+    scale[scale <= ROUNDING * (1 + np.abs(x).max(axis=0))] = 1.0
     doubled, labels = np.vstack([x, x]) / scale, np.repeat([1, 0], len(x))
     share = np.concatenate([y, 1 - y])
     used = share > 0

@@ -1,0 +1,266 @@
+"""Router and cascade as one decision: skipping, offers, relative costs, and the router in a release."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from helpers import FRONTIER, MIDDLE, SMALL, portfolio
+from hypothesis import given
+from hypothesis import strategies as st
+
+from routenlp_plugins import (
+    Call,
+    Completion,
+    DataError,
+    Dispatcher,
+    FitOptions,
+    Policy,
+    PortfolioError,
+    Query,
+    Release,
+    Task,
+    TierError,
+    fit,
+    replay,
+)
+from routenlp_plugins.cascade.ordering import Ordering, expected_cost
+from routenlp_plugins.cascade.risks import Retention, Violation
+from routenlp_plugins.cascade.search import pooled_paths, task_paths
+from routenlp_plugins.cascade.states import _Cuts
+from routenlp_plugins.evaluate.outcomes import Outcome, OutcomeRow
+from routenlp_plugins.evaluate.table import task_tables
+from routenlp_plugins.flow import drive, route
+from routenlp_plugins.policy import DIFFICULTY, Confidence, Offer, RelativeCost, Rung, Term
+from routenlp_plugins.replaying import replayed
+from routenlp_plugins.routing.difficulty import TrainingOptions
+from routenlp_plugins.routing.foresight import foreseen, learned
+
+COSTS = {SMALL: 1.0, MIDDLE: 3.0}
+EASY, HARD = "what is two plus two", "prove the conjecture of goldbach"
+
+
+def predicted(tier: str) -> Confidence:
+    return Confidence(tier, (Term(1.0, tier, DIFFICULTY),))
+
+
+def says(call: Call) -> Completion:
+    return Completion(f"{call.tier} says", confidence=0.9, cost_usd=1.0)
+
+
+def run(*rungs: Rung, difficulty: dict[str, float], text: str = "x", call=says, **policy):
+    used = Policy(FRONTIER, {"t": rungs}, router="r", **policy)
+    return drive(route(used, Query(text, "t"), None, difficulty), call)
+
+
+GATED = Rung(SMALL, 0.5, (Confidence.plain(SMALL),), (), predicted(SMALL), 0.6)
+
+
+def test_a_tier_that_is_not_believed_in_is_skipped_and_the_trace_says_so():
+    answer = run(GATED, difficulty={SMALL: 0.5})
+    assert [attempt.tier for attempt in answer.trace.attempts] == [FRONTIER]
+    assert answer.trace.reason == "frontier: no cheaper tier was expected to be worth its call"
+    (skipped,) = answer.trace.as_dict()["skipped"]
+    assert (skipped["tier"], skipped["belief"], skipped["needed"]) == (SMALL, pytest.approx(0.5), 0.6)
+    assert answer.trace.as_dict()["difficulty"] == {SMALL: 0.5}
+    assert run(GATED, difficulty={SMALL: 0.7}).tier == SMALL
+
+
+def test_a_belief_without_its_evidence_skips():
+    answer = run(GATED, difficulty={})
+    assert (answer.tier, answer.trace.skipped[0].belief) == (FRONTIER, None)
+
+
+AFTER = (
+    Rung(SMALL, 1.0, (), ()),
+    Rung(MIDDLE, 0.0, (Confidence.plain(MIDDLE),), (SMALL,)),
+    Rung(MIDDLE, 1.0, (Confidence.plain(MIDDLE),), ()),
+)
+
+
+def test_a_rung_is_climbed_after_exactly_the_tiers_it_names():
+    assert run(*AFTER, difficulty={}).tier == MIDDLE
+
+
+def test_a_tier_that_failed_counts_as_skipped():
+    def failing(call: Call) -> Completion:
+        if call.tier == SMALL:
+            raise TierError("down", SMALL)
+        return says(call)
+
+    answer = run(*AFTER, difficulty={}, call=failing)
+    assert [attempt.tier for attempt in answer.trace.attempts] == [SMALL, MIDDLE, FRONTIER]
+
+
+OFFERS = (
+    Offer(SMALL, predicted(SMALL), 0.01),
+    Offer(MIDDLE, predicted(MIDDLE), 0.1),
+    Offer(FRONTIER, Confidence(FRONTIER, ()), 0.0),
+)
+
+
+@pytest.mark.parametrize(
+    ("small", "middle", "tier"), [(0.9, 0.95, SMALL), (0.6, 0.95, MIDDLE), (0.2, 0.3, FRONTIER), (0.9, 0.98, SMALL)]
+)
+def test_a_climb_begins_at_the_best_offer(small, middle, tier):
+    rungs = (Rung(SMALL), Rung(MIDDLE))
+    assert run(*rungs, difficulty={SMALL: small, MIDDLE: middle}, offers={"t": OFFERS}).tier == tier
+
+
+def test_the_more_the_frontier_would_cost_the_more_may_be_lost():
+    rung = Rung(SMALL, 0.8, (Confidence.plain(SMALL),), lossless=1.0)
+    costs = {"t": RelativeCost(0.0, 0.1)}
+
+    def tier(length: int) -> str:
+        call = lambda step: Completion("a", confidence=0.7)  # noqa: E731
+        return run(rung, difficulty={}, text="x" * length, call=call, relative_cost=costs).tier
+
+    # 1 - 0.2 * relative cost falls to 0.7 at 15 characters
+    assert [tier(length) for length in (5, 14, 16, 40)] == [FRONTIER, FRONTIER, SMALL, SMALL]
+
+
+def test_a_policy_that_needs_predictions_refuses_to_go_without():
+    with pytest.raises(DataError, match="decides by a router"):
+        next(route(Policy(FRONTIER, {"t": (GATED,)}, router="r"), Query("x", "t")))
+
+
+@pytest.mark.parametrize(
+    ("policy", "message"),
+    [
+        (lambda: Policy(FRONTIER, {"t": (GATED,)}), "names no router"),
+        (lambda: Policy(FRONTIER, {"t": (Rung(SMALL, after=(MIDDLE,)),)}), "cannot come after middle"),
+        (lambda: Policy(FRONTIER, {"t": (Rung(SMALL),)}, router="r", offers={"t": OFFERS}), "which has no rung"),
+        (lambda: Rung(SMALL, belief=predicted(MIDDLE)), "its belief is about 'middle'"),
+        (lambda: Rung(SMALL, level=2.0), r"level must be a number in \[0, 1\]"),
+        (lambda: RelativeCost(1.0, 0.0, least=0.0), "least must be above 0"),
+        (lambda: Offer(SMALL, Confidence.plain(SMALL), 1.0), "looks at answers before any call"),
+    ],
+)
+def test_a_decision_that_cannot_be_made_is_an_error(policy, message):
+    with pytest.raises(PortfolioError, match=message):
+        policy()
+
+
+@given(st.lists(st.sampled_from([0.1, 0.2, 0.2, 0.5]), min_size=1, max_size=8), st.integers(0, 99))
+def test_levels_cut_between_values_that_differ(values, seed):
+    values = np.array(values)
+    change = np.random.default_rng(seed).normal(size=len(values))
+    level = _Cuts(values).best(change)
+    sums = [change[values >= cut].sum() for cut in (*values, np.inf)]
+    assert change[values >= level].sum() == pytest.approx(min(sums))
+
+
+def asked(n: int, seed: int = 0, task: str = "t") -> list[OutcomeRow]:
+    """Easy and hard questions, told apart by their words alone: the small tier is right about the easy ones."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for i in range(n):
+        easy = rng.random() < 0.6
+        words = f"{EASY if easy else HARD} {rng.integers(50)}"
+        right = {SMALL: rng.random() < (0.98 if easy else 0.2), MIDDLE: rng.random() < (0.98 if easy else 0.5)}
+        outcomes = {
+            t: Outcome(float(ok), Completion("a", cost_usd=c)) for (t, ok), c in zip(right.items(), (1, 3), strict=True)
+        }
+        outcomes[FRONTIER] = Outcome(1.0, Completion("a", cost_usd=30.0))
+        rows.append(OutcomeRow(Query(words, task, f"{task}{i}"), outcomes, source=f"row {i}"))
+    return rows
+
+
+@pytest.fixture(scope="module")
+def routed() -> Release:
+    return fit(asked(1500), portfolio(), alpha=0.05)
+
+
+def test_what_words_tell_is_used_where_answers_tell_nothing(routed):
+    fresh = asked(1000, 1)
+    kept = replay(fresh, routed)
+    assert routed.policy.router == routed.router.digest
+    assert kept.cost_ratio < 0.5
+    assert kept.violation_rate < 0.05
+    without = fit(asked(1500), portfolio(), alpha=0.4, options=FitOptions(router=None))
+    assert without.router is None
+
+
+def test_a_release_brings_its_router_along(routed, tmp_path):
+    again = Release.load(routed.save(tmp_path / "r"))
+    fresh = asked(100, 2)
+    assert [replayed(row, again).tier for row in fresh] == [replayed(row, routed).tier for row in fresh]
+    dispatcher = Dispatcher(again, dict.fromkeys((SMALL, MIDDLE, FRONTIER), says))
+    assert [dispatcher.run(row.query).tier for row in fresh] == [replayed(row, routed).tier for row in fresh]
+    assert set(dispatcher.run(Query(HARD, "t")).trace.difficulty) == {SMALL, MIDDLE, FRONTIER}
+
+
+def test_another_router_voids_the_certificate(routed):
+    other = fit(asked(1500, 3), portfolio(), alpha=0.05).router
+    for router in (other, None):
+        served = Dispatcher(replace(routed, router=router), dict.fromkeys((SMALL, MIDDLE, FRONTIER), says))
+        answer = served.run(Query(EASY, "t"))
+        assert (answer.tier, "another router" in answer.trace.reason) == (FRONTIER, True)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        " " * 100,
+        "a" * 100_000,
+        "\x00\x01\ufffd" * 50,
+        "你好 مرحبا hello",
+        f"{HARD} {'two plus two ' * 50}",
+        "\ud800",
+    ],
+)
+def test_a_decision_is_made_for_any_text(routed, text):
+    answer = Dispatcher(routed, dict.fromkeys((SMALL, MIDDLE, FRONTIER), says)).run(Query(text, "t"))
+    assert answer.tier in (SMALL, MIDDLE, FRONTIER)
+    assert answer.trace.reason
+
+
+def test_many_tasks_climb_one_ladder_that_knows_the_task():
+    """The small tier is right in half of the tasks only; each has too few rows to be searched alone."""
+    rows = []
+    for k in range(20):
+        for i, row in enumerate(asked(40, k, f"task{k:02}")):
+            right = float(np.random.default_rng([k, i]).random() < (0.97 if k % 2 else 0.3))
+            small = replace(row.outcomes[SMALL], quality=right)
+            rows.append(replace(row, query=replace(row.query, text="x"), outcomes={**row.outcomes, SMALL: small}))
+    tables = task_tables(rows, portfolio(*(Task(f"task{k:02}", tiers=(SMALL,)) for k in range(20))))
+    router, known = learned(tables, TrainingOptions(), graded=False)
+    _, path = pooled_paths(known, Violation(0.03))
+    cheapest = path[-1]
+    assert cheapest.cost < 0.7 * 30
+    sent = {
+        task: float((candidate.climb(foreseen(router, tables)[task])[0] < 1).mean())
+        for task, candidate in cheapest.candidates.items()
+    }
+    odd = np.mean([share for task, share in sent.items() if int(task[-2:]) % 2])
+    even = np.mean([share for task, share in sent.items() if not int(task[-2:]) % 2])
+    assert odd > even + 0.5
+
+
+def test_what_the_frontier_costs_is_expected_from_the_length():
+    rows = []
+    for i in range(200):
+        text = "x" * (1 + i % 50)
+        outcomes = {
+            SMALL: Outcome(1.0, Completion("a", confidence=0.5, cost_usd=0.1)),
+            FRONTIER: Outcome(1.0, Completion("a", cost_usd=1.0 + len(text))),
+        }
+        rows.append(OutcomeRow(Query(text, "t", f"q{i}"), outcomes))
+    table = task_tables(rows, portfolio())["t"]
+    unit = float(table.cost[:, -1].mean())
+    expected = expected_cost(table, unit)
+    assert expected.of("x" * 20) == pytest.approx(21 / unit)
+    assert expected.of("") == pytest.approx(0.2)
+    assert Ordering.of({"t": table}).sized
+
+
+def test_a_path_with_predictions_tells_risks_on_rows_it_has_not_seen():
+    """Noise as predictions promises nothing: the path is not cheaper than the frontier allows."""
+    rows = [replace(row, query=replace(row.query, text=f"w{i}")) for i, row in enumerate(asked(600, 5))]
+    tables = task_tables(rows, portfolio())
+    noise = np.random.default_rng(0).random((600, 3)) * 0.98 + 0.01
+    table = replace(tables["t"], difficulty={tier: noise[:, k] for k, tier in enumerate(tables["t"].tiers)})
+    for path in task_paths(table, Retention(0.97)):
+        assert all(point.cost > 0.8 * 30 for point in path if point.excess < 0)
