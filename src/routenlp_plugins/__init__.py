@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from .routing.difficulty import DifficultyRouter as DifficultyRouter
     from .routing.observations import Observations as Observations
     from .routing.requirements import CapabilityHeads as CapabilityHeads
+    from .sessions import session_after as session_after
     from .tiers.llama_cpp import LlamaCppTier as LlamaCppTier
     from .tiers.openai_compatible import OpenAICompatibleTier as OpenAICompatibleTier
     from .tiers.openai_format import alternative_scores as alternative_scores
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
     from .types import Call as Call
     from .types import Completion as Completion
     from .types import Query as Query
+    from .types import Session as Session
     from .types import Trace as Trace
     from .watching import Watch as Watch
 
@@ -91,13 +93,14 @@ _MODULES = {
     "routing.difficulty": ("DifficultyRouter",),
     "routing.observations": ("Observations",),
     "routing.requirements": ("CapabilityHeads",),
+    "sessions": ("session_after",),
     "tiers.llama_cpp": ("LlamaCppTier",),
     "tiers.openai_compatible": ("OpenAICompatibleTier",),
     "tiers.openai_format": ("alternative_scores",),
     "tiers.scored": ("Judgement", "PTrueTier", "ScoredTier", "SelfConsistentTier", "WrappingTier", "parses"),
     "tiers.text_classifier": ("TextClassifierTier",),
     "policy": ("Policy",),
-    "types": ("Answer", "Attempt", "Call", "Completion", "Query", "Trace"),
+    "types": ("Answer", "Attempt", "Call", "Completion", "Query", "Session", "Trace"),
     "watching": ("Watch",),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}

@@ -11,6 +11,7 @@ from .comparing import Comparator, comparator
 from .errors import PortfolioError, TierError
 from .flow import Flow, drive, route
 from .release import Release
+from .sessions import reason_to_stay
 from .tiers.boundary import TierCallable, acall_tier, async_form, call_tier, sync_form
 from .types import Answer, Call, Completion, Query
 
@@ -101,7 +102,8 @@ class Dispatcher:
     def _flow(self, query: Query | str) -> Flow:
         asked = Query(query) if isinstance(query, str) else query
         (difficulty,) = self.release.difficulty([asked])
-        return route(self.release.policy, asked, self.comparators, difficulty)
+        stay = reason_to_stay(self.release, asked)
+        return route(self.release.policy, asked, self.comparators, difficulty, stay)
 
     def _call(self, call: Call) -> Completion:
         function = sync_form(self.tiers[call.tier])

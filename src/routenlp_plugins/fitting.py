@@ -14,6 +14,7 @@ import numpy as np
 from .cascade.candidate import Candidate
 from .cascade.certificate import Certificate, Proof
 from .cascade.certification import Stream, certify, method
+from .cascade.families import Space
 from .cascade.risks import Retention, Risk, SelectiveViolation, Violation
 from .cascade.search import Path as Candidates
 from .cascade.search import pooled_paths, task_paths
@@ -49,6 +50,7 @@ class FitOptions:
             all the same. It tells how much a row that was not seen could have weighed.
         router: how the difficulty router is trained on the ordering rows, whose predictions policies may look at; None
             searches without one.
+        space: what policies may do.
         passed_over: whether calls of cheap tiers that failed when outcomes were collected will fail when serving too,
             as those with too long a context do: such an answer is then passed over. If not, it might come next time
             and be anything, and a policy that would have asked for it is charged a bad one.
@@ -63,6 +65,7 @@ class FitOptions:
     smallest_propensity: float | None = None
     passed_over: bool = False
     router: TrainingOptions | None = field(default_factory=TrainingOptions)
+    space: Space = field(default_factory=Space)
 
     def __post_init__(self) -> None:
         if isinstance(self.unlike, bool) or not isinstance(self.unlike, int | float) or not 0 <= self.unlike < 1:
@@ -224,11 +227,11 @@ def _streams(
     seed: int,
 ) -> list[tuple[Stream, tuple[Candidates, ...]]]:
     if options.pooled:
-        return [(Stream(certification, options.smallest_propensity), pooled_paths(tables, risk, seed))]
+        return [(Stream(certification, options.smallest_propensity), pooled_paths(tables, risk, seed, options.space))]
     return [
         (
             Stream({task: table}, options.smallest_propensity),
-            task_paths(tables[task], risk, seed) if task in tables else (),
+            task_paths(tables[task], risk, seed, options.space) if task in tables else (),
         )
         for task, table in certification.items()
     ]

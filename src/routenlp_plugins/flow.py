@@ -51,6 +51,7 @@ def route(
     query: Query,
     comparators: Mapping[str, Comparator] | None = None,
     difficulty: Mapping[str, float] | None = None,
+    stay: str | None = None,
 ) -> Flow:
     """Climb the ladder of the query's task; the frontier answers whatever no rung accepted.
 
@@ -61,12 +62,15 @@ def route(
     Args:
         comparators: the user's own, by the names the policy knows them by.
         difficulty: what the policy's router predicts for this query: tier -> P(good enough).
+        stay: why the frontier answers it although its task has rungs.
 
     Raises:
         TierError: the frontier itself failed; carries all attempts.
         DataError: the policy names a comparator that is not supplied, or a router whose predictions are not.
     """
     task, rungs, reason = plan(policy, query)
+    if rungs and stay is not None:
+        rungs, reason = (), stay
     if rungs and policy.router is not None and difficulty is None:
         raise DataError("the policy decides by a router: its predictions for the query are missing")
     compare = comparator(policy.comparators.get(task or "", "text"), comparators) if rungs else same_text

@@ -24,6 +24,7 @@ class Tier:
 
     Attributes:
         input_usd_per_mtok, output_usd_per_mtok: USD per million tokens; both or none.
+        cached_input_usd_per_mtok: USD per million tokens that are in the prompt cache; None if there is none.
         usd_per_hour: USD per hour of the machine it runs on, for tiers that are paid by time.
         version: of the model or the prompt behind it; another one voids certificates.
         context_tokens: what prompt and answer may have together; None where that is no limit.
@@ -39,11 +40,12 @@ class Tier:
     context_tokens: int | None = None
     supports: tuple[str, ...] = ()
     profile: Mapping[str, float] = field(default_factory=dict)
+    cached_input_usd_per_mtok: float | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
             raise PortfolioError(f"tier name: expected a non-empty string, got {self.name!r}")
-        for name in ("input_usd_per_mtok", "output_usd_per_mtok", "usd_per_hour"):
+        for name in ("input_usd_per_mtok", "output_usd_per_mtok", "usd_per_hour", "cached_input_usd_per_mtok"):
             price = getattr(self, name)
             if price is not None and not (_is_number(price) and 0 <= price < inf):
                 raise PortfolioError(f"tier {self.name!r}: {name} must be a number >= 0, got {price!r}")
@@ -59,6 +61,8 @@ class Tier:
                 raise PortfolioError(f"tier {self.name!r}: profile: {capability} must be a number, got {score!r}")
         if (self.input_usd_per_mtok is None) != (self.output_usd_per_mtok is None):
             raise PortfolioError(f"tier {self.name!r}: give input_usd_per_mtok and output_usd_per_mtok together")
+        if (self.cached_input_usd_per_mtok or 0) > (self.input_usd_per_mtok or 0):
+            raise PortfolioError(f"tier {self.name!r}: cached_input_usd_per_mtok is above input_usd_per_mtok")
         if self.usd_per_hour is not None and self.input_usd_per_mtok is not None:
             raise PortfolioError(f"tier {self.name!r}: give prices per token or usd_per_hour, not both")
 

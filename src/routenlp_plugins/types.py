@@ -13,12 +13,29 @@ __all__ = [
     "Completion",
     "Message",
     "Query",
+    "Session",
     "Skipped",
     "Trace",
 ]
 
 Message = Mapping[str, str]
 """One chat message: ``{"role": "system" | "user" | "assistant", "content": text}``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """What the last call of a conversation left behind.
+
+    Attributes:
+        tier: that answered it.
+        turn: `turn_key` of the user's turn it belonged to.
+        input_tokens, output_tokens: of it, as its tier counted them; its input may be in the tier's prompt cache.
+    """
+
+    tier: str
+    turn: str
+    input_tokens: int = 0
+    output_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +49,7 @@ class Query:
         messages: the whole conversation where there is more than `text`; None stands for one user message.
         requires: what the answering tier must support beyond text, for example ``{"tools"}``.
         settings: options of the call that change answers, in any fixed notation; others are another prompt.
+        session: what the last call of the conversation left behind; None decides without regard to it.
         metadata: anything else; not read by the core.
         payload: the request as a framework knows it; opaque to the core.
     """
@@ -42,6 +60,7 @@ class Query:
     messages: tuple[Message, ...] | None = None
     requires: frozenset[str] = frozenset()
     settings: str = ""
+    session: Session | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
     payload: Any = field(default=None, repr=False, compare=False)
 

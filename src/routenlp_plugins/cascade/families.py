@@ -25,7 +25,7 @@ from .ordering import Ordering
 from .risks import Answered, Risk
 from .states import BETWEEN, PRICES, Known, Levels, Steps, joint_levels, optimal_levels, walk
 
-__all__ = ["search"]
+__all__ = ["Space", "search"]
 MAX_RUNGS = 4
 BEAM = 12
 SKIPPING = 4
@@ -33,6 +33,23 @@ SKIPPING = 4
 COARSE = 32
 """So many levels are tried of each ladder, all of them of the `REFINED` most promising ones."""
 REFINED = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """What policies may do, beside climbing a ladder from its first rung.
+
+    Attributes:
+        sized: tolerate a loss in proportion to what the frontier's answer is expected to cost.
+        starting: begin at any tier, by what a router predicted.
+        skipping: pass over tiers on the way, by that and by the answers so far.
+        updating: let answers tell about tiers that are not called yet; if not, only what was predicted does.
+    """
+
+    sized: bool = True
+    starting: bool = True
+    skipping: bool = True
+    updating: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,17 +80,18 @@ JOINT_SIZED = _Family("skipping, by cost", predicted=True, sized=True, gated=Tru
 ROUTER, ROUTER_SIZED = "router with a price", "router with a price, by cost"
 
 
-def search(ordering: Ordering, risk: Risk, seed: int) -> Iterator[Found]:
+def search(ordering: Ordering, risk: Risk, seed: int, space: Space) -> Iterator[Found]:
     """All policies that are tried on these rows, and save a larger share of the cost than they lose of the quality.
 
     Of many tasks as one stream only those that know the task by what a router predicted.
     """
-    return _Search(ordering, risk, seed).policies()
+    return _Search(ordering, risk, seed, space).policies()
 
 
 class _Search:
-    def __init__(self, ordering: Ordering, risk: Risk, seed: int) -> None:
+    def __init__(self, ordering: Ordering, risk: Risk, seed: int, space: Space) -> None:
         self.ordering = ordering
+        self.space = space
         self.table = ordering.table
         self.risk = risk
         self.folds = (unit_interval(self.table.units, seed, "fold") * FOLDS).astype(np.intp)
@@ -83,13 +101,14 @@ class _Search:
 
     def policies(self) -> Iterator[Found]:
         below, one_task = self.table.tiers[:-1], len(self.ordering.expected) == 1
-        predicted, sized = bool(self.table.difficulty), self.ordering.sized
+        predicted, sized = bool(self.table.difficulty), self.ordering.sized and self.space.sized
         families = []
         if one_task:
             yield from self._task_table()
             families = [OWN, TOGETHER, *([TOGETHER_SIZED] if sized else [])]
         if predicted:
             families += [PREDICTED, *([PREDICTED_SIZED] if sized else [])]
+        if predicted and self.space.starting:
             yield from self._router(ROUTER, sized=False)
             if sized:
                 yield from self._router(ROUTER_SIZED, sized=True)
@@ -118,7 +137,7 @@ class _Search:
                     if tier not in tiers
                 }
             )
-        if predicted:
+        if predicted and self.space.skipping:
             for tiers in sorted(promising, key=lambda tiers: (promising[tiers], len(tiers)))[:SKIPPING]:
                 for family in (JOINT, *([JOINT_SIZED] if sized else [])):
                     coarse[family, tiers] = self._ladder(family, tiers, coarse=True)
@@ -222,7 +241,7 @@ class _Search:
         if family.gated:
             for place, tier in enumerate(tiers):
                 for state in steps.before(place):
-                    belief = self._belief(tier, _members(tiers, state))
+                    belief = self._belief(tier, _members(tiers, state) if self.space.updating else ())
                     if belief is not None:
                         beliefs[place, state] = belief
         served, held_out = (self._known(family, models, beliefs, kind) for kind in ("fitted", "held_out"))

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..evaluate.table import TaskTable
 from .candidate import TASK_TABLE, Candidate, Found, Measured, margin, measured, promise, signal
-from .families import search
+from .families import Space, search
 from .ordering import Ordering
 from .risks import Answered, Risk
 
@@ -45,7 +45,7 @@ Path = tuple[Point, ...]
 """Policies by falling cost and, as far as the ordering rows can tell, rising risk."""
 
 
-def task_paths(table: TaskTable, risk: Risk, seed: int = 0) -> tuple[Path, Path]:
+def task_paths(table: TaskTable, risk: Risk, seed: int = 0, space: Space | None = None) -> tuple[Path, Path]:
     """The task table (one tier answers everything) and all else, each as a path of at most `PATH_LENGTH` policies.
 
     A candidate must save a larger share of the cost than it loses of the quality: giving no answer at all to as many
@@ -54,8 +54,9 @@ def task_paths(table: TaskTable, risk: Risk, seed: int = 0) -> tuple[Path, Path]
     Args:
         table: ordering split of one task.
         seed: of the folds.
+        space: what policies may do; None is everything.
     """
-    kept = _kept(Ordering.of({table.task: table}), risk, seed) if len(table) and len(table.tiers) > 1 else []
+    kept = _kept(Ordering.of({table.task: table}), risk, seed, space) if len(table) and len(table.tiers) > 1 else []
     front = _unbeaten(kept)
     of_table, others = (
         _filled(_thinned(_of_table(front, wanted)), _of_table(kept, wanted)) for wanted in (True, False)
@@ -63,7 +64,9 @@ def task_paths(table: TaskTable, risk: Risk, seed: int = 0) -> tuple[Path, Path]
     return _path(of_table, [table.task]), _path(others, [table.task])
 
 
-def pooled_paths(tables: Mapping[str, TaskTable], risk: Risk, seed: int = 0) -> tuple[Path, Path]:
+def pooled_paths(
+    tables: Mapping[str, TaskTable], risk: Risk, seed: int = 0, space: Space | None = None
+) -> tuple[Path, Path]:
     """The same for all tasks as one stream.
 
     At each price of risk every task takes what is best for it there; or all tasks climb one ladder, which knows the
@@ -72,14 +75,14 @@ def pooled_paths(tables: Mapping[str, TaskTable], risk: Risk, seed: int = 0) -> 
     tables = {task: table for task, table in tables.items() if len(table)}
     n = sum(map(len, tables.values()))
     if len(tables) < 2:
-        return task_paths(next(iter(tables.values())), risk, seed) if tables else ((), ())
+        return task_paths(next(iter(tables.values())), risk, seed, space) if tables else ((), ())
     options: dict[str, list[Found]] = {}
     for task, table in tables.items():
         at_frontier = np.full(len(table), len(table.tiers) - 1, dtype=np.intp)
         rows = Answered.of(table, at_frontier, table.cost[:, -1])
         stay = measured(rows, risk, ("", task), np.zeros(0), lambda task: Candidate((), ""))
         alone = Ordering.of({task: replace(table, difficulty={})})
-        kept = _kept(alone, risk, seed) if len(table.tiers) > 1 else []
+        kept = _kept(alone, risk, seed, space) if len(table.tiers) > 1 else []
         options[task] = [stay, *_unbeaten(kept)]
     paths = []
     for wanted in (True, False):
@@ -89,7 +92,7 @@ def pooled_paths(tables: Mapping[str, TaskTable], risk: Risk, seed: int = 0) -> 
         paths.append(tuple(_thinned(_unbeaten(p for p in points if p.candidates and p.excess <= margin(risk)))))
     of_table, by_task = paths
     if any(table.difficulty for table in tables.values()):
-        stream = _kept(Ordering.of(tables), risk, seed)
+        stream = _kept(Ordering.of(tables), risk, seed, space)
         as_one = _path(_filled(_thinned(_unbeaten(stream)), stream), list(tables))
         by_task = min([path for path in (by_task, as_one) if path], key=lambda p: promise(p, n), default=())
     return of_table, by_task
@@ -153,14 +156,14 @@ def _thinned(front: Sequence[Policy]) -> Sequence[Policy]:
     return [front[i] for i in keep]
 
 
-def _kept(ordering: Ordering, risk: Risk, seed: int) -> list[Found]:
+def _kept(ordering: Ordering, risk: Risk, seed: int, space: Space | None) -> list[Found]:
     """The task table and the most promising ladder at all its levels.
 
     A single ladder: steps from one to another are mostly luck on the rows that order them, and a path is walked only as
     far as its unluckiest step.
     """
     ladders: dict[tuple[str, ...], list[Found]] = defaultdict(list)
-    for policy in search(ordering, risk, seed):
+    for policy in search(ordering, risk, seed, space or Space()):
         ladders[policy.ladder].append(policy)
     tables = [policy for of in ladders.values() for policy in _of_table(of, wanted=True)]
     others = [of for ladder, of in sorted(ladders.items()) if ladder[0] != TASK_TABLE]

@@ -9,7 +9,7 @@ from typing import Any
 from langchain_core.messages import AIMessage, BaseMessage, ChatMessage, FunctionMessage, ToolMessage
 from langchain_core.messages.ai import UsageMetadata, add_usage
 
-from routenlp_plugins import Answer, Completion, DataError, Query, alternative_scores, user_words
+from routenlp_plugins import Answer, Completion, DataError, Query, Session, alternative_scores, turn_key, user_words
 
 __all__ = ["answer_message", "completion_of", "message_of", "query_of"]
 
@@ -40,8 +40,23 @@ def query_of(
         messages=chat,
         requires=requires | _beyond_text(messages),
         settings=settings,
+        session=_session(messages, chat),
         payload=payload,
     )
+
+
+def _session(messages: Sequence[BaseMessage], chat: Sequence[Mapping[str, str]]) -> Session | None:
+    """What the last routed answer of the conversation left behind, if it still carries its decision."""
+    for place in reversed(range(len(messages))):
+        message = messages[place]
+        decision = message.response_metadata.get("routenlp") if isinstance(message, AIMessage) else None
+        if isinstance(decision, dict) and isinstance(decision.get("tier"), str):
+            accepted: dict[str, Any] = next(
+                (attempt for attempt in decision.get("attempts", ()) if attempt.get("accepted")), {}
+            )
+            tokens = (accepted.get("input_tokens") or 0, accepted.get("output_tokens") or 0)
+            return Session(decision["tier"], turn_key(chat[:place]), *tokens)
+    return None
 
 
 def _role(message: BaseMessage) -> str:
