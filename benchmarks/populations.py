@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 from routenlp_plugins import Portfolio
 from routenlp_plugins.evaluate.outcomes import read_outcomes
 from routenlp_plugins.evaluate.table import TaskTable, task_tables
+from routenlp_plugins.evaluate.units import unit_interval
+from routenlp_plugins.routing.difficulty import TrainingOptions
+from routenlp_plugins.routing.foresight import foreseen, learned
 
 OF_TIERS = {2: (0,), 3: (0, 2), 5: (0, 1, 2, 3)}
 """Number of tiers -> which of the four cheap ones below are in."""
@@ -92,6 +95,33 @@ def populations() -> Mapping[str, TaskTable]:
     found |= {f"{name}, {k} tiers": recorded(name, k) for name in RECORDED for k in OF_TIERS}
     found |= {f"{task}, {len(table.tiers)} tiers": table for task in LOCAL if (table := folds(task)[1])}
     return found
+
+
+def foretold(file: str, seed: int = 0) -> Mapping[str, TaskTable]:
+    """Two thirds of a file, task by task, with what a router says of them that learned from the other third."""
+    folder = data_folder() / "outcomes"
+    portfolio = Portfolio.from_yaml(folder / f"{file}.portfolio.yaml")
+    tables = task_tables(read_outcomes(folder / f"{file}.jsonl.gz"), portfolio)
+    third = {task: unit_interval(table.units, seed, "third") < 1 / 3 for task, table in tables.items()}
+    known = {task: table.take(np.flatnonzero(third[task])) for task, table in tables.items()}
+    found = learned(known, TrainingOptions(), graded=False)
+    rest = {task: table.take(np.flatnonzero(~third[task])) for task, table in tables.items()}
+    return rest if found is None else foreseen(found[0], rest)
+
+
+def foretold_populations() -> Mapping[str, Mapping[str, TaskTable]]:
+    """Those with predictions; of many tasks the whole stream."""
+    return {"gsm8k, 2 tiers, router": foretold("routellm_gsm8k"), "llmrouter, 9 tiers, router": foretold("llmrouter")}
+
+
+def drawn_stream(tables: Mapping[str, TaskTable], n: int, rng: np.random.Generator) -> dict[str, TaskTable]:
+    """n rows of all tasks with replacement, as `drawn`; it is drawn too how many each task has."""
+    ends = np.cumsum([len(table) for table in tables.values()])
+    places = rng.integers(ends[-1], size=n)
+    return {
+        task: drawn(table, 0, rng, places[(places >= end - len(table)) & (places < end)] - (end - len(table)))
+        for (task, table), end in zip(tables.items(), ends.tolist(), strict=True)
+    }
 
 
 def drawn(population: TaskTable, n: int, rng: np.random.Generator, places: NDArray[np.intp] | None = None) -> TaskTable:
