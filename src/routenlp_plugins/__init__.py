@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .auditing import AuditOptions as AuditOptions
     from .auditing import Auditor as Auditor
     from .cascade.certificate import Certificate as Certificate
+    from .cascade.families import Space as Space
     from .collecting import collect as collect
     from .conversation import turn_key as turn_key
     from .conversation import user_words as user_words
@@ -42,6 +43,13 @@ if TYPE_CHECKING:
     from .routing.capability import CapabilityRouter as CapabilityRouter
     from .routing.capability import Matching as Matching
     from .routing.difficulty import DifficultyRouter as DifficultyRouter
+    from .routing.difficulty import TrainingOptions as TrainingOptions
+    from .routing.encoders import CachedEncoder as CachedEncoder
+    from .routing.encoders import HashedNgrams as HashedNgrams
+    from .routing.encoders import StaticEmbeddings as StaticEmbeddings
+    from .routing.encoders import TransformerEncoder as TransformerEncoder
+    from .routing.finetuning import FineTuning as FineTuning
+    from .routing.finetuning import fine_tuned as fine_tuned
     from .routing.observations import Observations as Observations
     from .routing.requirements import CapabilityHeads as CapabilityHeads
     from .sessions import session_after as session_after
@@ -67,6 +75,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "auditing": ("AuditOptions", "Auditor"),
     "cascade.certificate": ("Certificate",),
+    "cascade.families": ("Space",),
     "collecting": ("collect",),
     "conversation": ("turn_key", "user_words"),
     "evaluate.references": ("Reference",),
@@ -90,7 +99,9 @@ _MODULES = {
     "renewing": ("audits_after_alarm", "renew"),
     "replaying": ("Replay", "replay"),
     "routing.capability": ("CapabilityRouter", "Matching"),
-    "routing.difficulty": ("DifficultyRouter",),
+    "routing.difficulty": ("DifficultyRouter", "TrainingOptions"),
+    "routing.encoders": ("CachedEncoder", "HashedNgrams", "StaticEmbeddings", "TransformerEncoder"),
+    "routing.finetuning": ("FineTuning", "fine_tuned"),
     "routing.observations": ("Observations",),
     "routing.requirements": ("CapabilityHeads",),
     "sessions": ("session_after",),

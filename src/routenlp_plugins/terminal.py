@@ -7,7 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from .policy import Rung
+from .policy import Policy, Rung
 from .release import Release
 from .replaying import Replay
 
@@ -33,8 +33,7 @@ def show_release(console: Console, release: Release) -> None:
         )
     console.print(table)
     for name in certificate.certified:
-        steps = [*map(_step, release.policy.ladders[name]), release.policy.frontier]
-        console.print(Text.assemble((name, "bold"), f": {', then '.join(steps)}"))
+        console.print(Text.assemble((name, "bold"), f": {_climb(release.policy, name)}"))
     for sentence, names in certificate.obstacles.items():
         console.print(Text.assemble((", ".join(names), "bold"), f": {sentence}"))
     certified = ", ".join(certificate.certified)
@@ -84,14 +83,31 @@ def show_replay(console: Console, result: Replay) -> None:
     console.print(table)
 
 
+def _climb(policy: Policy, task: str) -> str:
+    """The climb of a task as a person reads it."""
+    offers = policy.offers.get(task, ())
+    if offers:
+        prices = ", ".join(f"{offer.tier} (price {offer.price:.4f})" for offer in offers)
+        sized = " times what the frontier is expected to cost" if task in policy.relative_cost else ""
+        return f"a router picks the tier with the most belief less its price{sized}: {prices}"
+    steps = ", then ".join([*map(_step, policy.ladders[task]), policy.frontier])
+    weighed = any(rung.lossless is not None for rung in policy.ladders[task])
+    return f"{steps}; lower where the frontier is expected to cost more" if weighed else steps
+
+
 def _step(rung: Rung) -> str:
     """A rung as a person reads it."""
+    before = "" if rung.after is None else f"after {' and '.join(rung.after) or 'nothing'} "
+    called = before + (
+        rung.tier if rung.belief is None else f"{rung.tier} if the belief in it reaches {rung.level:.4f}"
+    )
     if rung.threshold is None:
-        return rung.tier
-    if not rung.confidences or rung.threshold == 1:
-        return f"{rung.tier} (as evidence)"
+        return called
+    if not rung.confidences or (rung.threshold == 1 and rung.lossless is None):
+        return f"{called} (as evidence)"
     best = "the best answer so far" if len(rung.confidences) > 1 else "its answer"
-    return f"{rung.tier} if the confidence in {best} reaches {rung.threshold:.4f}"
+    joint = "," if rung.belief is not None else ""
+    return f"{called}{joint} if the confidence in {best} reaches {rung.threshold:.4f}"
 
 
 def _with_interval(value: float | None, interval: tuple[float, float] | None) -> str:
