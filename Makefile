@@ -68,6 +68,8 @@ bench: $(DEV)/.installed
 	$(DEV)/bin/python benchmarks/speed.py
 	$(DEV)/bin/python benchmarks/routers.py
 	$(DEV)/bin/python benchmarks/capabilities.py
+	$(DEV)/bin/python benchmarks/ablations.py
+	$(DEV)/bin/python benchmarks/routing_speed.py
 
 clean:
 	rm -rf $(DEMO) $(DEV) demo-output demo-report.html

@@ -77,6 +77,9 @@ def fit(
     delta: Annotated[float, typer.Option(help="The promise holds with probability 1 - delta.")] = 0.1,
     seed: Annotated[int, typer.Option(help="Of the split.")] = 0,
     pooled: Annotated[bool, typer.Option("--pooled", help="Promise it for all tasks as one stream.")] = False,
+    router: Annotated[
+        bool, typer.Option("--router/--no-router", help="Let policies look at what a difficulty router predicts.")
+    ] = True,
     smallest_propensity: Annotated[
         float | None, typer.Option(help="That the design gives to any query, where rows carry different propensities.")
     ] = None,
@@ -87,6 +90,7 @@ def fit(
     from .evaluate.outcomes import read_outcomes
     from .fitting import FitOptions
     from .fitting import fit as fit_release
+    from .routing.difficulty import TrainingOptions
     from .terminal import show_release
 
     with _bad_input(as_json):
@@ -104,7 +108,11 @@ def fit(
                 retention=retention,
                 delta=delta,
                 seed=seed,
-                options=FitOptions(pooled=pooled, smallest_propensity=smallest_propensity),
+                options=FitOptions(
+                    pooled=pooled,
+                    smallest_propensity=smallest_propensity,
+                    router=TrainingOptions() if router else None,
+                ),
             )
         except RiskNotControlledError as error:
             fitted = error.release
