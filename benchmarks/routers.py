@@ -9,7 +9,9 @@ Ten random halves of each file. Everything is learned on one half; on the other,
 
 A router sends a query to the tier with the highest predicted quality less a price times the mean cost of the tier on
 the task. FrugalGPT's optimiser is that of `cre-router`; its scorer, per tier, is a logistic regression on hashed
-n-grams of question and answer, which take the place of a fine-tuned DistilBERT here. "Ours" is what `fit` would test.
+n-grams of question and answer, which take the place of a fine-tuned DistilBERT here. The confidence cascade judges each
+answer alone, by its calibrated confidence. "Ours" is what `fit` would test, "no router" what it tests with
+``FitOptions(router=None)``: not a method of others, and not among those that ours is compared with.
 
 Ours is compared with the best of the others, picked by its mean over the halves of the very file: the corrected
 resampled t test, Holm over all files and targets, and a bootstrap over the queries of the first half.
@@ -36,6 +38,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import cross_val_predict
 
 from routenlp_plugins import Portfolio
+from routenlp_plugins.cascade.families import Space
 from routenlp_plugins.cascade.ladders import climb
 from routenlp_plugins.cascade.risks import Retention
 from routenlp_plugins.cascade.search import Point, pooled_paths
@@ -67,7 +70,9 @@ LEARNED: Mapping[str, tuple[str, ...]] = {
 BUDGETS = np.linspace(0.02, 1.0, 25)
 """Of FrugalGPT, mean cost of a query in units of the frontier's."""
 LOWEST = 0.9
-REFERENCES = ("oracle", "ours")
+PLAIN = Space(together=False, sized=False, starting=False, skipping=False)
+"""Each answer is judged alone by its own calibrated evidence, with a threshold for each tier of the ladder."""
+REFERENCES = ("oracle", "ours", "ours, no router")
 """What is not among the methods that ours is compared with."""
 
 
@@ -152,8 +157,9 @@ def methods(name: str, seed: int) -> dict[str, tuple[Routed, Routed | Curve, Any
     scores = scored(data, fit, test)
     if scores is not None:
         found["FrugalGPT"] = frugal(data, fit, test, *scores)
-    for method, options in (("cascade", None), ("ours", TrainingOptions())):
-        found[method] = paths(data, fit, test, options)
+    found["confidence cascade"] = paths(data, fit, test, None, PLAIN)
+    found["ours, no router"] = paths(data, fit, test, None, Space())
+    found["ours"] = paths(data, fit, test, TrainingOptions(), Space())
     # perfect foresight of quality, on the half itself
     best, best_on_fit = (priced(data, rows, data.quality[rows], data.cost) for rows in (test, fit))
     found["oracle"] = best, best_on_fit, None
@@ -237,7 +243,7 @@ def frugal(
 
 
 def paths(
-    data: Recorded, fit: NDArray[np.intp], test: NDArray[np.intp], options: TrainingOptions | None
+    data: Recorded, fit: NDArray[np.intp], test: NDArray[np.intp], options: TrainingOptions | None, space: Space
 ) -> tuple[Routed, Curve, list[str]]:
     """The policies that `fit` would test, without the test; with a router if it has options.
 
@@ -250,7 +256,7 @@ def paths(
     always, kept = (float(np.mean(of)) for of in (data.cost[fit, -1], data.quality[fit, -1]))
     ends, seen, families = [], [], []
     for target in (LOWEST, *TARGETS):
-        for point in (point for path in pooled_paths(of_fit, Retention(target)) for point in path):
+        for point in (point for path in pooled_paths(of_fit, Retention(target), space=space) for point in path):
             ends.append(replayed(of_test, point))
             # the excess is target * frontier - quality
             seen.append([point.cost / always, target - point.excess / kept])

@@ -40,12 +40,14 @@ class Space:
     """What policies may do, beside climbing a ladder from its first rung.
 
     Attributes:
+        together: look at all answers so far, and return the best of them; if not, each answer is judged alone.
         sized: tolerate a loss in proportion to what the frontier's answer is expected to cost.
         starting: begin at any tier, by what a router predicted.
         skipping: pass over tiers on the way, by that and by the answers so far.
         updating: let answers tell about tiers that are not called yet; if not, only what was predicted does.
     """
 
+    together: bool = True
     sized: bool = True
     starting: bool = True
     skipping: bool = True
@@ -105,7 +107,7 @@ class _Search:
         families = []
         if one_task:
             yield from self._task_table()
-            families = [OWN, TOGETHER, *([TOGETHER_SIZED] if sized else [])]
+            families = [OWN, TOGETHER, *([TOGETHER_SIZED] if sized else [])] if self.space.together else [OWN]
         if predicted:
             families += [PREDICTED, *([PREDICTED_SIZED] if sized else [])]
         if predicted and self.space.starting:
