@@ -112,12 +112,15 @@ def fit(
     _check_complete(rows, portfolio, risk)
     parts = split(rows, options.split, seed, pooled=options.pooled)
     seen = Policy(portfolio.frontier, {}, support=_support(parts["ordering"], options))
+    unwritten = {row.query.task or "" for row in rows if not row.seen.text}
     tables = _charged(task_tables(parts["ordering"], portfolio, comparators=options.comparators, policy=seen), options)
-    router, tables = _learned(tables, risk, options)
+    tables = _without_texts(tables, unwritten)
+    router, tables = _learned(tables, risk, options, seed)
     held_out = {}
     for name in ("certification", "reporting"):
         members = one_row_per_unit(parts[name], seed, pooled=options.pooled)
         found = _charged(task_tables(members, portfolio, tables, options.comparators, seen), options)
+        found = _without_texts(found, unwritten)
         held_out[name] = _with_all_tasks(tables, found if router is None else foreseen(router, found))
     streams = _streams(risk, tables, held_out["certification"], options, seed)
     chosen, proofs = certify(risk, streams, delta)
@@ -204,13 +207,25 @@ def _charged(tables: Mapping[str, TaskTable], options: FitOptions) -> dict[str, 
 
 
 def _learned(
-    tables: Mapping[str, TaskTable], risk: Risk, options: FitOptions
+    tables: Mapping[str, TaskTable], risk: Risk, options: FitOptions, seed: int
 ) -> tuple[DifficultyRouter | None, dict[str, TaskTable]]:
     """A router, and the tables with what it says of their rows; none where it tells queries of a promise not apart."""
-    found = None if options.router is None else learned(tables, options.router, graded=isinstance(risk, Retention))
+    found = (
+        None
+        if options.router is None
+        else learned(tables, replace(options.router, seed=seed), graded=isinstance(risk, Retention))
+    )
     if found is None or (found[0].kind == "task means" and not options.pooled):
         return None, dict(tables)
     return found
+
+
+def _without_texts(tables: Mapping[str, TaskTable], tasks: set[str]) -> dict[str, TaskTable]:
+    """The tables with all texts unknown of these tasks, of which some are: nothing may be read from the others."""
+    return {
+        task: replace(table, texts=np.full(len(table), "", dtype=np.object_)) if task in tasks else table
+        for task, table in tables.items()
+    }
 
 
 def _with_all_tasks(tables: Mapping[str, TaskTable], found: Mapping[str, TaskTable]) -> dict[str, TaskTable]:

@@ -19,8 +19,8 @@ __all__ = [
     "Term",
 ]
 
-DIFFICULTY = "difficulty"
-"""The kind of evidence that is known before any call: a router's P(good enough) of a tier."""
+DIFFICULTY = "difficulty, predicted"
+"""The kind of evidence that is known before any call: a router's P(good enough) of a tier. No score has this name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,22 +92,28 @@ class RelativeCost:
     """What the frontier's answer to a text is expected to cost, in units of its mean cost: a line in the text's length.
 
     Attributes:
-        least: no text is expected to cost less.
+        least, most: no text is expected to cost less, or more.
     """
 
     intercept: float
     per_character: float
     least: float = 0.2
+    most: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("intercept", "per_character", "least"):
             _finite_number(getattr(self, name), f"relative cost: {name}")
         if self.least <= 0:
             raise PortfolioError(f"relative cost: least must be above 0, got {self.least!r}")
+        if self.most is not None:
+            _finite_number(self.most, "relative cost: most")
+            if self.most < self.least:
+                raise PortfolioError(f"relative cost: most is {self.most!r}, below the least {self.least!r}")
 
     def of(self, text: str) -> float:
         """Of one text, above 0."""
-        return max(self.intercept + self.per_character * len(text), self.least)
+        expected = max(self.intercept + self.per_character * len(text), self.least)
+        return expected if self.most is None else min(expected, self.most)
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +179,8 @@ class Offer:
         _finite_number(self.price, f"offer of {self.tier!r}: price")
         if self.belief.read:
             raise PortfolioError(f"offer of {self.tier!r}: looks at answers before any call")
+        if self.belief.tier != self.tier:
+            raise PortfolioError(f"offer of {self.tier!r}: its belief is about {self.belief.tier!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,9 +234,15 @@ class Policy:
                 _check_rung(f"task {task!r}", rung, above, self.frontier)
                 above.append(rung)
             tiers = {rung.tier for rung in rungs} | {self.frontier}
-            unknown = [offer.tier for offer in self.offers.get(task, ()) if offer.tier not in tiers]
+            offered = [offer.tier for offer in self.offers.get(task, ())]
+            unknown = [tier for tier in offered if tier not in tiers]
+            if len(set(offered)) < len(offered):
+                raise PortfolioError(f"task {task!r}: one tier is offered twice")
             if unknown:
                 raise PortfolioError(f"task {task!r}: the climb may begin at {unknown[0]!r}, which has no rung")
+        strange = sorted({*self.offers, *self.relative_cost} - set(self.ladders))
+        if strange:
+            raise PortfolioError(f"task {strange[0]!r}: has offers or a relative cost, and no ladder")
         if self.router is None and any(c.predicted for c in self._confidences):
             raise PortfolioError("the policy looks at predicted difficulties and names no router")
 

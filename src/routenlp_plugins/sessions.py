@@ -7,7 +7,7 @@ of all queries they do not say of those that are left when some conversations st
 
 from __future__ import annotations
 
-from .conversation import turn_key
+from .conversation import turn_key, user_words
 from .flow import task_of
 from .release import Release
 from .types import Answer, Query, Session
@@ -25,7 +25,7 @@ def reason_to_stay(release: Release, query: Query) -> str | None:
     frontier = release.portfolio.tier(release.portfolio.frontier)
     if session is None or session.tier != frontier.name or certificate is None or certificate.risk != "violation":
         return None
-    if session.turn == turn_key(query.chat):
+    if session.turn == turn_key(query.chat) and user_words(query.chat).strip():
         return "it answered in this turn already"
     task = task_of(release.policy, query)
     share = next((proof.cost_ratio for proof in certificate.proofs if task in proof.tasks), None)
@@ -35,7 +35,7 @@ def reason_to_stay(release: Release, query: Query) -> str | None:
     price = frontier.input_usd_per_mtok or 0.0
     discount = session.input_tokens * (price - frontier.cached_input_usd_per_mtok) / 1e6
     saving = (1 - share) * whole
-    if saving > discount:
+    if not discount > 0 or saving > discount:
         return None
     return f"the conversation stays: a saving of {saving:.3g} USD is expected, its prompt cache saves {discount:.3g}"
 

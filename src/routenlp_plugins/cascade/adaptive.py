@@ -41,14 +41,12 @@ class AdaptiveLevel:
 def shifted(candidate: Candidate, shift: float) -> Candidate:
     """With all thresholds and levels moved by this much in log-odds; tolerated losses by it in logarithms.
 
-    Where a climb begins at the best offer, that of the frontier is moved. Else a rung that accepts without looking
+    Where a climb begins at the best offer, prices fall as tolerated losses do. Else a rung that accepts without looking
     cannot be made stricter: above a shift of 0 its answer is evidence for later rungs only, and it is left out where
     none needs it.
     """
     if candidate.offers:
-        *below, frontier = candidate.offers
-        belief = replace(frontier.belief, intercept=frontier.belief.intercept + shift)
-        return replace(candidate, offers=(*below, replace(frontier, belief=belief)))
+        return replace(candidate, offers=tuple(replace(o, price=o.price * exp(-shift)) for o in candidate.offers))
     moved: list[Rung] = []
     for place, rung in enumerate(candidate.rungs):
         asked = rung if rung.belief is None else replace(rung, level=_moved(rung, rung.level, shift))

@@ -321,6 +321,7 @@ class _Search:
         for place, tier in enumerate(tiers):
             if tier not in self.ordering.mean_cost[task]:
                 continue
+            onward = set(reached) if family.gated else set()
             for state in sorted(reached):
                 gate, after = (place, state), state | 1 << place
                 rung = Rung(tier, 1.0, after=_members(tiers, state) if family.gated else None)
@@ -343,7 +344,8 @@ class _Search:
                         lossless=self._lossless(family),
                     )
                 rungs.append(rung)
-            reached = {r | 1 << place for r in reached} | (reached if family.gated else set())
+                onward.add(after)
+            reached = onward
         return Candidate(tuple(rungs), family.name, (), self.ordering.expected[task] if family.sized else None)
 
     def _lossless(self, family: _Family) -> float | None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..evaluate.table import TaskTable
-from ..policy import Offer, RelativeCost, Rung
+from ..policy import Confidence, Offer, RelativeCost, Rung
 from .calibration import confidences
 
 __all__ = ["best_answer", "climb"]
@@ -36,9 +36,9 @@ def climb(
         k = table.tiers.index(rung.tier)
         at = climbing & (first <= place) & ~called[:, k]
         if rung.after is not None:
-            at &= answered == sum(bits[tier] for tier in rung.after)
+            at &= answered == sum(bits[tier] for tier in set(rung.after))
         if rung.belief is not None:
-            at &= confidences(table, rung.belief) >= _needed(rung, rung.level, expected)
+            at &= _seen(table, rung.belief, answered, bits) >= _needed(rung, rung.level, expected)
         called[at, k] = True
         cost[at] += table.cost[at, k]
         untried = at & ~table.tried[:, k]
@@ -48,12 +48,20 @@ def climb(
         if rung.threshold is None:
             column[at], climbing[at] = k, False
         elif rung.confidences:
-            best, confidence = best_answer(table, [(c.tier, confidences(table, c)) for c in rung.confidences])
+            best, confidence = best_answer(table, [(c.tier, _seen(table, c, answered, bits)) for c in rung.confidences])
             accepted = at & (confidence >= _needed(rung, rung.threshold, expected))
             column[accepted], climbing[accepted] = best[accepted], False
     escalated = column == last
     cost[escalated] += table.cost[escalated, -1]
     return column, cost
+
+
+def _seen(
+    table: TaskTable, confidence: Confidence, answered: NDArray[np.int64], bits: Mapping[str, int]
+) -> NDArray[np.float64]:
+    """(n,) a confidence where all the answers it looks at are there, NaN elsewhere."""
+    needed = sum(bits[tier] for tier in confidence.read)
+    return np.where(answered & needed == needed, confidences(table, confidence), np.nan)
 
 
 def _needed(rung: Rung, level: float, expected: NDArray[np.float64]) -> NDArray[np.float64] | float:

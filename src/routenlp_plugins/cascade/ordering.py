@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,7 +74,9 @@ def expected_cost(table: TaskTable, unit: float) -> RelativeCost:
     if len(table) < 3 or np.ptp(lengths) == 0:
         return RelativeCost(mean or 1.0, 0.0, least)
     slope, intercept = np.polyfit(lengths, cost, 1)
-    return RelativeCost(float(intercept), float(slope), least)
+    # of longer texts than these nothing was seen
+    most = max(float((intercept + slope * lengths).max()), least)
+    return RelativeCost(float(intercept), float(slope), least, most)
 
 
 def _together(tables: Sequence[TaskTable]) -> tuple[TaskTable, NDArray[np.bool_]]:
@@ -98,17 +100,21 @@ def _together(tables: Sequence[TaskTable]) -> tuple[TaskTable, NDArray[np.bool_]
             parts.append(part)
         return np.vstack(parts)
 
-    def keyed(values: str) -> dict[Any, NDArray[np.float64]]:
-        keys = dict.fromkeys(key for table in tables for key in getattr(table, values))
-        unknown = [np.full(len(table), np.nan) for table in tables]
-        return {
-            key: np.concatenate([getattr(t, values).get(key, nan) for t, nan in zip(tables, unknown, strict=True)])
-            for key in keys
-        }
+    def keyed(values: str, names: Callable[[Any], set[str]]) -> dict[Any, NDArray[np.float64]]:
+        """What every task has whose tiers it is about: a task that lacks it could not be climbed."""
+        found: dict[Any, list[NDArray[np.float64]]] = {}
+        for key in dict.fromkeys(key for table in tables for key in getattr(table, values)):
+            parts = [getattr(t, values).get(key) for t in tables]
+            lacking = [t for t, part in zip(tables, parts, strict=True) if part is None and names(key) <= set(t.tiers)]
+            if not lacking:
+                found[key] = [
+                    np.full(len(t), np.nan) if part is None else part for t, part in zip(tables, parts, strict=True)
+                ]
+        return {key: np.concatenate(parts) for key, parts in found.items()}
 
     # a pair is in order of the columns
     agreement: dict[tuple[str, str], NDArray[np.float64]] = {}
-    for (one, two), values in keyed("agreement").items():
+    for (one, two), values in keyed("agreement", set).items():
         pair = (one, two) if below.index(one) < below.index(two) else (two, one)
         agreement[pair] = np.where(np.isnan(values), agreement.get(pair, values), values)
     allowed = np.vstack([np.tile([tier in table.tiers for tier in below], (len(table), 1)) for table in tables])
@@ -121,9 +127,9 @@ def _together(tables: Sequence[TaskTable]) -> tuple[TaskTable, NDArray[np.bool_]
             cost=columns("cost", 0.0, tiers),
             answered=columns("answered", 0.0, below) > 0,
             tried=columns("tried", 0.0, below) > 0,
-            evidence=keyed("evidence"),
+            evidence=keyed("evidence", lambda key: {key[0]}),
             agreement=agreement,
-            difficulty=keyed("difficulty"),
+            difficulty=keyed("difficulty", lambda key: {key}),
             **{name: np.concatenate([getattr(table, name) for table in tables]) for name in joined},
         ),
         allowed,

@@ -91,7 +91,7 @@ def pooled_paths(
         points = [_together(mine, places, {task: len(tables[task]) / n for task in mine}) for places in steps]
         paths.append(tuple(_thinned(_unbeaten(p for p in points if p.candidates and p.excess <= margin(risk)))))
     of_table, by_task = paths
-    if any(table.difficulty for table in tables.values()):
+    if all(table.difficulty for table in tables.values()):
         stream = _kept(Ordering.of(tables), risk, seed, space)
         as_one = _path(_filled(_thinned(_unbeaten(stream)), stream), list(tables))
         by_task = min([path for path in (by_task, as_one) if path], key=lambda p: promise(p, n), default=())

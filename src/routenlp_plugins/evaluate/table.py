@@ -84,12 +84,18 @@ class TaskTable:
         """The kinds of evidence that the answers of a tier come with, the commonest first."""
         return tuple(kind for name, kind in self.evidence if name == tier)
 
+    @property
+    def written(self) -> bool:
+        """Whether the texts of all queries are known."""
+        return all(self.texts)
+
     def relative_cost(self, expected: RelativeCost | None) -> NDArray[np.float64]:
         """(n,) what the frontier's answers are expected to cost; 1 without such an expectation."""
         if expected is None:
             return np.ones(len(self))
         lengths = np.fromiter(map(len, self.texts), dtype=np.float64, count=len(self))
-        return np.maximum(expected.intercept + expected.per_character * lengths, expected.least)
+        cost = np.maximum(expected.intercept + expected.per_character * lengths, expected.least)
+        return cost if expected.most is None else np.minimum(cost, expected.most)
 
     def take(self, rows: NDArray[np.intp]) -> TaskTable:
         """The rows of these positions, repeated where a position is."""

@@ -9,6 +9,7 @@ from functools import cached_property, lru_cache
 from hashlib import blake2b
 from importlib.util import find_spec
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
@@ -154,7 +155,10 @@ class StaticEmbeddings:
         tokens = Tokenizer.from_file(str(tokenizer))
         tokens.no_padding()
         tokens.no_truncation()
-        return cls(name, next(iter(tensors.values())).astype(np.float32), tokens)
+        vectors = next(iter(tensors.values())).astype(np.float32)
+        digest = blake2b(tokens.to_str().encode(), digest_size=8)
+        digest.update(np.ascontiguousarray(vectors).tobytes())
+        return cls(f"{name}, {digest.hexdigest()}", vectors, tokens)
 
     @classmethod
     def wordllama(cls) -> StaticEmbeddings:
@@ -239,9 +243,13 @@ class TransformerEncoder:
         if not file.is_file():
             raise DataError(f"{file}: no such file; give the folder of a model saved by transformers")
         digest = blake2b(digest_size=8)
-        with file.open("rb") as content:
-            while block := content.read(2**20):
-                digest.update(block)
+        for part in sorted(
+            one for one in self.folder.iterdir() if one.suffix in (".safetensors", ".json", ".txt", ".model")
+        ):
+            digest.update(part.name.encode())
+            with part.open("rb") as content:
+                while block := content.read(2**20):
+                    digest.update(block)
         return digest.hexdigest()
 
     @cached_property
@@ -265,6 +273,7 @@ class CachedEncoder:
     def __init__(self, encoder: Encoder, path: str | Path | None = None) -> None:
         self._encoder = encoder
         self._path = ":memory:" if path is None else str(path)
+        self._lock = Lock()
         self._kept = sqlite3.connect(self._path, timeout=60, check_same_thread=False)
         try:
             self._kept.execute("CREATE TABLE IF NOT EXISTS vectors (hash BLOB PRIMARY KEY, vector BLOB) WITHOUT ROWID")
@@ -284,12 +293,13 @@ class CachedEncoder:
     def __call__(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """(n, size) vectors."""
         keys = [self._key(text) for text in texts]
-        known = dict(self._known(list(dict.fromkeys(keys))))
+        with self._lock:
+            known = dict(self._known(list(dict.fromkeys(keys))))
         new = {key: text for key, text in zip(keys, texts, strict=True) if key not in known}
         if new:
             vectors = self._encoder(list(new.values()))
             known |= dict(zip(new, vectors, strict=True))
-            with self._kept:
+            with self._lock, self._kept:
                 self._kept.executemany(
                     "INSERT OR REPLACE INTO vectors VALUES (?, ?)",
                     [(key, vector.astype("<f4").tobytes()) for key, vector in zip(new, vectors, strict=True)],

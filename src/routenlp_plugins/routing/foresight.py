@@ -20,13 +20,22 @@ def learned(
 ) -> tuple[DifficultyRouter, dict[str, TaskTable]] | None:
     """A router for all tiers, and the tables with what it says of their rows without having seen them.
 
+    A router that was trained on texts that are not known would meet others when it serves. If none are, it learns the
+    task alone; if those of some tasks are not, it says nothing of these tasks.
+
     Args:
         graded: whether it learns quality itself, instead of whether that reaches tau.
 
     Returns:
         None where all queries are alike to a router, or there are too few of them.
     """
+    everything = tables
     tables = {task: table for task, table in tables.items() if len(table)}
+    written = {task: table for task, table in tables.items() if table.written}
+    if not written:
+        options = replace(options, methods=("task means",))
+    elif len(written) < len(tables):
+        tables = written
     texts = [str(text) for table in tables.values() for text in table.texts]
     units = [str(unit) for table in tables.values() for unit in table.units]
     if len(set(units)) < 2 or (len(tables) < 2 and len(set(texts)) < 2):
@@ -44,13 +53,15 @@ def learned(
     for task, table in tables.items():
         known[task] = _with(table, trained.router.tiers, trained.held_out[start : start + len(table)])
         start += len(table)
-    return trained.router, known
+    return trained.router, {**everything, **known}
 
 
 def foreseen(router: DifficultyRouter, tables: Mapping[str, TaskTable]) -> dict[str, TaskTable]:
-    """The tables with what the router predicts of their rows."""
+    """The tables with what the router predicts of their rows, of the tasks that it knows."""
     return {
         task: _with(table, router.tiers, router([str(text) for text in table.texts], [task] * len(table)))
+        if task in router.tasks
+        else table
         for task, table in tables.items()
     }
 

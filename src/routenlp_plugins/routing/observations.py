@@ -78,11 +78,34 @@ class Observations:
         return tuple(sorted(set(self.tasks)))
 
     def some(self, most: int, seed: int) -> NDArray[np.intp] | None:
-        """Places of about this many queries, in whole units drawn by their hash; None if there are no more."""
+        """Places of at most this many queries, in whole units drawn by their hash; None if there are no more.
+
+        At least two units, and as many as it takes for every tier to have an outcome.
+        """
         if len(self.texts) <= most:
             return None
-        draws = unit_interval(self._units, seed, "router rows")
-        return np.flatnonzero(draws < most / len(self.texts))
+        units = np.array(self._units)
+        names, of_row, counts = np.unique(units, return_inverse=True, return_counts=True)
+        order = np.argsort(unit_interval(names, seed, "router rows"), kind="stable")
+        known = np.isfinite(self.columns)
+        for count in range(max(int(np.searchsorted(np.cumsum(counts[order]), most, "right")), 2), len(names)):
+            rows = np.flatnonzero(np.isin(of_row, order[:count]))
+            if known[rows].any(axis=0).all():
+                return rows
+        return None
+
+    def _folds(self, seed: int) -> NDArray[np.intp]:
+        """(n,) those of the policy search: predictions and confidences hold the same rows out.
+
+        Where so few units leave a fold empty, they are dealt out in turn.
+        """
+        folds = (unit_interval(self._units, seed, "fold") * FOLDS).astype(np.intp)
+        if len(np.unique(folds)) == FOLDS:
+            return folds
+        names = sorted(set(self._units))
+        ranks = np.argsort(np.argsort(unit_interval(names, seed, "fold"), kind="stable"))
+        fold = {unit: int(rank) % FOLDS for unit, rank in zip(names, ranks, strict=True)}
+        return np.array([fold[unit] for unit in self._units], dtype=np.intp)
 
     def take(self, rows: NDArray[np.intp]) -> Observations:
         """The queries of these places, and what is preferred among them."""
@@ -101,16 +124,13 @@ class Observations:
         """With these (n, d) vectors, in `FOLDS` folds of units drawn by their hash."""
         task = {name: i for i, name in enumerate(self.task_names)}
         tier = {name: k for k, name in enumerate(self.good)}
-        names = sorted(set(self._units))
-        ranks = np.argsort(np.argsort(unit_interval(names, seed, "router fold"), kind="stable"))
-        fold = {unit: int(rank) % FOLDS for unit, rank in zip(names, ranks, strict=True)}
         pairs = [(row, tier[better], tier[worse]) for row, better, worse in self.preferences]
         return Examples(
             vectors=vectors,
             tasks=np.array([task[name] for name in self.tasks], dtype=np.intp),
             good=self.columns,
             weights=self.row_weights,
-            folds=np.array([fold[unit] for unit in self._units], dtype=np.intp),
+            folds=self._folds(seed),
             cost=self._cost,
             preferences=np.array(pairs, dtype=np.intp).reshape(-1, 3),
         )

@@ -51,10 +51,10 @@ def _session(messages: Sequence[BaseMessage], chat: Sequence[Mapping[str, str]])
         message = messages[place]
         decision = message.response_metadata.get("routenlp") if isinstance(message, AIMessage) else None
         if isinstance(decision, dict) and isinstance(decision.get("tier"), str):
-            accepted: dict[str, Any] = next(
-                (attempt for attempt in decision.get("attempts", ()) if attempt.get("accepted")), {}
-            )
-            tokens = (accepted.get("input_tokens") or 0, accepted.get("output_tokens") or 0)
+            attempts = [attempt for attempt in decision.get("attempts") or () if isinstance(attempt, dict)]
+            accepted: dict[str, Any] = next((attempt for attempt in attempts if attempt.get("accepted")), {})
+            counts = [accepted.get(name) for name in ("input_tokens", "output_tokens")]
+            tokens = [count if isinstance(count, int) and count >= 0 else 0 for count in counts]
             return Session(decision["tier"], turn_key(chat[:place]), *tokens)
     return None
 
