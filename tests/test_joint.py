@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -11,20 +12,28 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from routenlp_plugins import (
+    CachedEncoder,
     Call,
     Completion,
     DataError,
     Dispatcher,
     FitOptions,
+    HashedNgrams,
     Policy,
     PortfolioError,
     Query,
     Release,
+    ReleaseError,
+    RiskNotControlledError,
+    Space,
     Task,
     TierError,
+    TrainingOptions,
+    TransformerEncoder,
     fit,
     replay,
 )
+from routenlp_plugins.cascade.candidate import Candidate
 from routenlp_plugins.cascade.ordering import Ordering, expected_cost
 from routenlp_plugins.cascade.risks import Retention, Violation
 from routenlp_plugins.cascade.search import pooled_paths, task_paths
@@ -34,7 +43,6 @@ from routenlp_plugins.evaluate.table import task_tables
 from routenlp_plugins.flow import drive, route
 from routenlp_plugins.policy import DIFFICULTY, Confidence, Offer, RelativeCost, Rung, Term
 from routenlp_plugins.replaying import replayed
-from routenlp_plugins.routing.difficulty import TrainingOptions
 from routenlp_plugins.routing.foresight import foreseen, learned
 
 COSTS = {SMALL: 1.0, MIDDLE: 3.0}
@@ -264,3 +272,109 @@ def test_a_path_with_predictions_tells_risks_on_rows_it_has_not_seen():
     table = replace(tables["t"], difficulty={tier: noise[:, k] for k, tier in enumerate(tables["t"].tiers)})
     for path in task_paths(table, Retention(0.97)):
         assert all(point.cost > 0.8 * 30 for point in path if point.excess < 0)
+
+
+class Broken:
+    """An encoder that fails where it serves."""
+
+    name, size = HashedNgrams().name, HashedNgrams().size
+
+    def __call__(self, texts):
+        raise RuntimeError("no memory")
+
+
+class NoNumbers(Broken):
+    def __call__(self, texts):
+        return np.full((len(texts), self.size), np.nan, dtype=np.float32)
+
+
+@pytest.mark.parametrize(("encoder", "says_why"), [(Broken(), "no memory"), (NoNumbers(), "no numbers")])
+def test_a_router_that_fails_leaves_the_query_to_the_frontier(routed, encoder, says_why):
+    broken = replace(routed, router=replace(routed.router, encoder=encoder))
+    answer = Dispatcher(broken, dict.fromkeys((SMALL, MIDDLE, FRONTIER), says)).run(Query(EASY, "t"))
+    assert (answer.tier, says_why in answer.trace.reason) == (FRONTIER, True)
+    other = Query(EASY, "t", requires=frozenset({"tools"}))
+    assert "need tools" in Dispatcher(broken, dict.fromkeys((SMALL, MIDDLE, FRONTIER), says)).run(other).trace.reason
+
+
+class Lengths:
+    """An encoder of the user's own."""
+
+    name, size = "lengths", 1
+
+    def __call__(self, texts):
+        return np.array([[len(text)] for text in texts], dtype=np.float32)
+
+
+def test_a_release_says_which_encoder_it_needs(tmp_path):
+    options = FitOptions(router=TrainingOptions(("logistic",), Lengths()))
+    path = fit(asked(1500), portfolio(), alpha=0.05, options=options).save(tmp_path / "r")
+    tiers = dict.fromkeys((SMALL, MIDDLE, FRONTIER), says)
+    with pytest.raises(ReleaseError, match=r"vectors are those of 'lengths': give that encoder to Release\.load"):
+        Dispatcher(path, tiers)
+    assert Dispatcher(Release.load(path, encoder=Lengths()), tiers).run(Query(EASY, "t")).tier == SMALL
+    with pytest.raises(DataError, match="must be finite"):
+        fit(asked(200), portfolio(), alpha=0.05, options=FitOptions(router=TrainingOptions(encoder=NoNumbers())))
+
+
+def test_nothing_is_read_from_texts_where_some_are_unknown():
+    rows = [
+        replace(row, query=replace(row.query, text="" if i == 700 else row.query.text))
+        for i, row in enumerate(asked(1500))
+    ]
+    with pytest.raises(RiskNotControlledError):
+        fit(rows, portfolio(), alpha=0.05, options=FitOptions(space=Space(together=False)))
+    two = [*asked(600, task="a"), *(replace(r, query=replace(r.query, text="")) for r in asked(600, 1, "b"))]
+    release = fit(two, portfolio(Task("a"), Task("b")), alpha=0.05)
+    assert release.router.tasks == ("a",)
+    assert not Candidate.of(release.policy, "b").predicted
+
+
+def scored(row: OutcomeRow, confidence: float) -> OutcomeRow:
+    outcomes = row.outcomes.items()
+    return replace(
+        row, outcomes={t: replace(o, completion=replace(o.completion, confidence=confidence)) for t, o in outcomes}
+    )
+
+
+def test_a_kind_of_evidence_that_some_tasks_lack_does_not_end_a_pooled_fit():
+    rows = asked(500, 0, "a") + asked(500, 1, "b")
+    with_scores = [scored(row, i % 7 / 7) if row.query.task == "a" else row for i, row in enumerate(rows)]
+    release = fit(with_scores, portfolio(Task("a"), Task("b")), alpha=0.05, options=FitOptions(pooled=True))
+    assert replay(asked(300, 7, "a") + asked(300, 8, "b"), release).violation_rate < 0.06
+
+
+def test_a_text_longer_than_all_that_were_seen_is_expected_to_cost_no_more():
+    cost = RelativeCost(0.0, 0.1, most=3.0)
+    assert [cost.of("x" * n) for n in (10, 30, 10_000)] == [1.0, 3.0, 3.0]
+    with pytest.raises(PortfolioError, match="below the least"):
+        RelativeCost(0.0, 0.1, most=0.1)
+
+
+def test_a_cache_of_vectors_is_shared_by_threads():
+    cache = CachedEncoder(HashedNgrams(64))
+    texts = [f"text {i}" for i in range(200)]
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda text: cache([text])[0], texts * 3))
+    assert np.array_equal(found[:200], HashedNgrams(64)(texts))
+
+
+def test_another_tokenizer_is_another_encoder(tmp_path):
+    for name, words in (("a", "one"), ("b", "two")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_bytes(b"weights")
+        (tmp_path / name / "tokenizer.json").write_text(words)
+    assert TransformerEncoder(tmp_path / "a").name != TransformerEncoder(tmp_path / "b").name
+
+
+@pytest.mark.parametrize(
+    ("policy", "message"),
+    [
+        (lambda: Policy(FRONTIER, {"t": (Rung(SMALL),)}, router="r", offers={"t": OFFERS[:1] * 2}), "offered twice"),
+        (lambda: Policy(FRONTIER, {"t": ()}, relative_cost={"u": RelativeCost(1, 0)}), "task 'u': has offers"),
+        (lambda: Offer(MIDDLE, predicted(SMALL), 1.0), "its belief is about 'small'"),
+    ],
+)
+def test_offers_that_make_no_sense_are_errors(policy, message):
+    with pytest.raises(PortfolioError, match=message):
+        policy()

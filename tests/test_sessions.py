@@ -58,6 +58,7 @@ def test_a_conversation_stays_where_its_cache_saves_more_than_a_switch(release):
     [
         None,
         replace(ON_FRONTIER, tier=SMALL),
+        replace(ON_FRONTIER, input_tokens=0, output_tokens=0),  # nobody counted
         replace(ON_FRONTIER, input_tokens=100, output_tokens=10_000),  # hardly anything is in the cache
     ],
 )

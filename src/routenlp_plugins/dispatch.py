@@ -9,10 +9,10 @@ from pathlib import Path
 
 from .comparing import Comparator, comparator
 from .errors import PortfolioError, TierError
-from .flow import Flow, drive, route
+from .flow import Flow, drive, plan, route
 from .release import Release
 from .sessions import reason_to_stay
-from .tiers.boundary import TierCallable, acall_tier, async_form, call_tier, sync_form
+from .tiers.boundary import TierCallable, acall_tier, async_form, boundary, call_tier, sync_form
 from .types import Answer, Call, Completion, Query
 
 __all__ = ["Dispatcher"]
@@ -59,6 +59,8 @@ class Dispatcher:
         for task, rungs in release.policy.ladders.items():
             if rungs:
                 comparator(release.policy.comparators.get(task, "text"), comparators)
+        if release.policy.router is not None and release.router is not None:
+            release.router.usable()
         self.release = release
         self.comparators = comparators
         self.tiers = dict(tiers)
@@ -77,7 +79,8 @@ class Dispatcher:
             TierError: the frontier failed; carries all attempts.
             PortfolioError: the query needs a tier that is async only.
         """
-        return drive(self._flow(query), self._call)
+        asked = _query(query)
+        return drive(self._flow(asked, *self._before(asked)), self._call)
 
     async def arun(self, query: Query | str) -> Answer:
         """Answer one query without blocking the event loop: sync tiers run in a thread.
@@ -85,7 +88,9 @@ class Dispatcher:
         Raises:
             TierError: the frontier failed; carries all attempts.
         """
-        flow = self._flow(query)
+        asked = _query(query)
+        before = await asyncio.to_thread(self._before, asked) if self.release.router else self._before(asked)
+        flow = self._flow(asked, *before)
         try:
             step = next(flow)
             while True:
@@ -99,11 +104,20 @@ class Dispatcher:
             answer: Answer = stop.value
             return answer
 
-    def _flow(self, query: Query | str) -> Flow:
-        asked = Query(query) if isinstance(query, str) else query
-        (difficulty,) = self.release.difficulty([asked])
-        stay = reason_to_stay(self.release, asked)
-        return route(self.release.policy, asked, self.comparators, difficulty, stay)
+    def _flow(self, query: Query, difficulty: Mapping[str, float] | None, stay: str | None) -> Flow:
+        return route(self.release.policy, query, self.comparators, difficulty, stay)
+
+    def _before(self, query: Query) -> tuple[Mapping[str, float] | None, str | None]:
+        """What the router predicts, if anything is to be decided by it, and why the frontier answers anyway."""
+        stay = reason_to_stay(self.release, query)
+        if stay is not None or not plan(self.release.policy, query)[1]:
+            return None, stay
+        try:
+            with boundary("router"):
+                (difficulty,) = self.release.difficulty([query])
+        except TierError as error:
+            return None, f"the router failed ({error})"
+        return difficulty, None
 
     def _call(self, call: Call) -> Completion:
         function = sync_form(self.tiers[call.tier])
@@ -116,3 +130,7 @@ class Dispatcher:
         if function is None:
             return await asyncio.to_thread(self._call, call)
         return await acall_tier(tier, function, call)
+
+
+def _query(query: Query | str) -> Query:
+    return Query(query) if isinstance(query, str) else query

@@ -12,12 +12,13 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
+from math import isfinite
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from .cascade.certificate import Certificate
-from .errors import PortfolioError, ReleaseError, RouteNLPError
+from .errors import DataError, PortfolioError, ReleaseError, RouteNLPError
 from .evaluate.outcomes import first_problem
 from .flow import task_of
 from .policy import Policy, Rung
@@ -150,7 +151,7 @@ class Release:
         if routed:
             from .routing.difficulty import DifficultyRouter
 
-            release = replace(release, router=DifficultyRouter.load(folder / _ROUTER, encoder))
+            release = replace(release, router=DifficultyRouter.load(folder / _ROUTER, encoder, absent=True))
         release = release.checked()
         if portfolio is None:
             return release
@@ -170,11 +171,18 @@ class Release:
         return self
 
     def difficulty(self, queries: Sequence[Query]) -> list[Mapping[str, float] | None]:
-        """What the router predicts of each query: tier -> P(good enough); None where the policy looks at none."""
+        """What the router predicts of each query: tier -> P(good enough); None where the policy looks at none.
+
+        Raises:
+            ReleaseError: the encoder of the router is missing.
+            DataError: its vectors are not finite.
+        """
         if self.router is None or self.policy.router is None or not queries:
             return [None] * len(queries)
         tasks = [task_of(self.policy, query) for query in queries]
         predicted = self.router([query.text for query in queries], tasks).tolist()
+        if not all(isfinite(value) for row in predicted for value in row):
+            raise DataError(f"the router's encoder {self.router.encoder.name!r} gave vectors that are no numbers")
         return [dict(zip(self.router.tiers, row, strict=True)) for row in predicted]
 
     def voided(self, reason: str, portfolio: Portfolio | None = None) -> Release:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ..arrays import read_arrays, write_arrays
 from ..errors import DataError, ReleaseError
-from .encoders import Encoder, HashedNgrams
+from .encoders import AbsentEncoder, Encoder, HashedNgrams
 from .examples import Examples, Method, best, log_odds, logistic, probability
 from .factors import MatrixFactorisation
 from .linear import Logistic
@@ -77,6 +77,8 @@ class DifficultyRouter:
         if chosen is not None:
             return cls._on_some(observed, chosen, options)
         vectors = options.encoder(observed.texts)
+        if not np.isfinite(vectors).all():
+            raise DataError(f"encoder {options.encoder.name!r}: its vectors must be finite numbers")
         projection = Projection.train(vectors, options.seed)
         examples = observed.examples(projection(vectors), options.seed)
         names = observed.task_names
@@ -102,6 +104,15 @@ class DifficultyRouter:
         predicted = self.method(self.projection(self.encoder(texts)), of_task)
         return _calibrated(predicted, self.slope, self.intercept)
 
+    def usable(self) -> None:
+        """Nothing, if it can predict.
+
+        Raises:
+            ReleaseError: its encoder is missing.
+        """
+        if isinstance(self.encoder, AbsentEncoder):
+            self.encoder([])
+
     def save(self, path: str | Path) -> Path:
         """Write one safetensors file; an existing file is never touched. The encoder is named, not written.
 
@@ -111,16 +122,19 @@ class DifficultyRouter:
         return write_arrays(path, *self.parts())
 
     @classmethod
-    def load(cls, path: str | Path, encoder: Encoder | None = None) -> DifficultyRouter:
+    def load(cls, path: str | Path, encoder: Encoder | None = None, *, absent: bool = False) -> DifficultyRouter:
         """Read what `save` wrote.
 
         Args:
             encoder: the one it was trained with; the default one may be left out.
+            absent: another one may be left out too, until a prediction is asked for.
 
         Raises:
             ReleaseError: the file is missing, truncated, edited or something else, or names another encoder.
         """
         facts, arrays = read_arrays(path, FORMAT)
+        if absent and encoder is None and facts.get("encoder") != HashedNgrams().name:
+            encoder = AbsentEncoder(facts.get("encoder", ""))
         return cls.of_parts(path, facts, arrays, encoder)
 
     def parts(self) -> tuple[dict[str, str], dict[str, NDArray[Any]]]:

@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import DataError, MissingExtraError
+from ..errors import DataError, MissingExtraError, ReleaseError
 
 if TYPE_CHECKING:
     from sklearn.feature_extraction.text import HashingVectorizer
 
 __all__ = [
+    "AbsentEncoder",
     "CachedEncoder",
     "Encoder",
     "HashedNgrams",
@@ -243,9 +244,8 @@ class TransformerEncoder:
         if not file.is_file():
             raise DataError(f"{file}: no such file; give the folder of a model saved by transformers")
         digest = blake2b(digest_size=8)
-        for part in sorted(
-            one for one in self.folder.iterdir() if one.suffix in (".safetensors", ".json", ".txt", ".model")
-        ):
+        # the tokenizer decides as much as the weights do
+        for part in sorted(one for one in self.folder.iterdir() if one.suffix in _READ):
             digest.update(part.name.encode())
             with part.open("rb") as content:
                 while block := content.read(2**20):
@@ -260,6 +260,32 @@ class TransformerEncoder:
 
         tokenizer = AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
         return tokenizer, AutoModel.from_pretrained(self.folder, local_files_only=True).eval()
+
+
+_READ = (".safetensors", ".json", ".txt", ".model")
+
+
+@dataclass(frozen=True)
+class AbsentEncoder:
+    """Stands where an encoder belongs that was not given: all but its vectors is known.
+
+    Attributes:
+        name: of the one that is missing.
+    """
+
+    name: str
+    size: int = 0
+
+    def __call__(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Nothing.
+
+        Raises:
+            ReleaseError: always.
+        """
+        raise ReleaseError(
+            f"the release has a router whose vectors are those of {self.name!r}: give that encoder to "
+            "Release.load(path, encoder=...), and pass the release on instead of its path"
+        )
 
 
 class CachedEncoder:

@@ -22,6 +22,7 @@ __all__ = [
     "TierCallable",
     "acall_tier",
     "async_form",
+    "boundary",
     "call_tier",
     "sync_form",
 ]
@@ -50,7 +51,7 @@ def call_tier(tier: Tier, function: SyncTierCallable, call: Call) -> Completion:
         TierError: whatever went wrong, values that no answer can have included.
     """
     start = perf_counter()
-    with _boundary(tier):
+    with boundary(tier.name):
         completion = function(call)
     return _complete(tier, call, completion, start)
 
@@ -58,7 +59,7 @@ def call_tier(tier: Tier, function: SyncTierCallable, call: Call) -> Completion:
 async def acall_tier(tier: Tier, function: AsyncTierCallable, call: Call) -> Completion:
     """As `call_tier`, awaiting."""
     start = perf_counter()
-    with _boundary(tier):
+    with boundary(tier.name):
         completion = await function(call)
     return _complete(tier, call, completion, start)
 
@@ -68,13 +69,14 @@ def _is_async(tier: TierCallable) -> bool:
 
 
 @contextmanager
-def _boundary(tier: Tier) -> Iterator[None]:
+def boundary(name: str) -> Iterator[None]:
+    """Within it, whatever goes wrong is a `TierError` of that name."""
     try:
         yield
     except TierError:
         raise
     except Exception as error:  # the tier boundary: foreign errors of any kind end here
-        raise TierError(f"{type(error).__name__}: {error}", tier.name) from error
+        raise TierError(f"{type(error).__name__}: {error}", name) from error
 
 
 def _complete(tier: Tier, call: Call, completion: Completion, start: float) -> Completion:
