@@ -97,16 +97,15 @@ def _climb(policy: Policy, task: str) -> str:
 
 def _step(rung: Rung) -> str:
     """A rung as a person reads it."""
-    before = "" if rung.after is None else f"after {' and '.join(rung.after) or 'nothing'} "
-    called = before + (
-        rung.tier if rung.belief is None else f"{rung.tier} if the belief in it reaches {rung.level:.4f}"
-    )
+    called = f"{rung.tier} (after {' and '.join(rung.after)})" if rung.after else rung.tier
+    if rung.belief is not None:
+        called = f"{called} if the belief in it reaches {rung.level:.4f}"
     if rung.threshold is None:
         return called
     if not rung.confidences or (rung.threshold == 1 and rung.lossless is None):
         return f"{called} (as evidence)"
     best = "the best answer so far" if len(rung.confidences) > 1 else "its answer"
-    joint = "," if rung.belief is not None else ""
+    joint = " and" if rung.belief is not None else ""
     return f"{called}{joint} if the confidence in {best} reaches {rung.threshold:.4f}"
 
 
