@@ -30,7 +30,7 @@ import numpy as np
 from curves import hull_cost, markdown
 from local_tiers import HERE
 from numpy.typing import NDArray
-from routers import Recorded, mean_costs, predictions, priced, replayed, taken
+from routers import Recorded, halves_of, mean_costs, predictions, priced, replayed, taken
 
 from routenlp_plugins.cascade.families import Space
 from routenlp_plugins.cascade.ordering import Ordering
@@ -89,7 +89,7 @@ def ways() -> tuple[str, ...]:
 
 def half(name: str, seed: int) -> list[float]:
     """Cost in hindsight of each way."""
-    data, fit, test = halves(name, seed)
+    data, fit, test = halves_of(name, seed)
     of_fit, of_test = taken(data, fit), taken(data, test)
     with_router = routed(of_fit, of_test)
     costs = [hindsight(data, test, *with_router, space) for space in WITHOUT.values()]
@@ -97,18 +97,12 @@ def half(name: str, seed: int) -> list[float]:
     return [*costs, hindsight(data, test, of_fit, of_test, Space())]
 
 
-def halves(name: str, seed: int) -> tuple[Recorded, NDArray[np.intp], NDArray[np.intp]]:
-    data = Recorded.read(name)
-    order = np.random.default_rng(seed).permutation(len(data.texts))
-    return data, np.sort(order[: len(order) // 2]), np.sort(order[len(order) // 2 :])
-
-
 Tables = Mapping[str, TaskTable]
 
 
 def routed(of_fit: Tables, of_test: Tables) -> tuple[Tables, Tables]:
-    found = learned(of_fit, TrainingOptions(), graded=True)
-    if found is None or (len(of_fit) < 2 and found[0].kind == "task means"):
+    found = learned(of_fit, TrainingOptions(), graded=True, stream=len(of_fit) > 1)
+    if found is None:
         return of_fit, of_test
     return found[1], foreseen(found[0], of_test)
 
@@ -116,8 +110,8 @@ def routed(of_fit: Tables, of_test: Tables) -> tuple[Tables, Tables]:
 def of_one_task(of_fit: Tables, of_test: Tables) -> tuple[Tables, Tables]:
     """Predictions of a router that was told no tasks."""
     ends = [Ordering.of(tables).table for tables in (of_fit, of_test)]
-    found = learned({"all": ends[0]}, TrainingOptions(), graded=True)
-    if found is None or found[0].kind == "task means":
+    found = learned({"all": ends[0]}, TrainingOptions(), graded=True, stream=False)
+    if found is None:
         return of_fit, of_test
     known, told = found[1]["all"], foreseen(found[0], {"all": ends[1]})["all"]
     return apart(of_fit, known), apart(of_test, told)
@@ -150,7 +144,7 @@ def preferences(name: str) -> dict[str, float]:
     """Log loss of the network without and with preferences, mean over halves."""
     found: dict[str, list[float]] = {"without": [], "with": []}
     for seed in range(HALVES):
-        data, fit, test = halves(name, seed)
+        data, fit, test = halves_of(name, seed)
         texts, tasks = [data.texts[i] for i in fit], [str(task) for task in data.tasks[fit]]
         hidden = np.random.default_rng(seed).random(len(fit)) < 0.5
         quality = data.quality[fit]

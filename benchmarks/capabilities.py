@@ -23,7 +23,7 @@ import numpy as np
 from curves import TARGETS, Routed, hull_cost
 from local_tiers import HERE, data_folder
 from numpy.typing import NDArray
-from routers import HALVES, Recorded, mean_costs, predictions, priced
+from routers import HALVES, Recorded, halves_of, mean_costs, predictions, priced
 
 from routenlp_plugins import CapabilityHeads, CapabilityRouter, Matching, Observations, Portfolio
 from routenlp_plugins.portfolio import Task
@@ -66,9 +66,7 @@ def rounded(costs: NDArray[np.float64]) -> dict[str, list[float]]:
 
 def half(seed: int) -> dict[str, dict[str, list[float]]]:
     """Tier that is left out -> way -> cost at each target."""
-    data = Recorded.read("llmrouter")
-    order = np.random.default_rng(seed).permutation(len(data.texts))
-    fit, test = np.sort(order[: len(order) // 2]), np.sort(order[len(order) // 2 :])
+    data, fit, test = halves_of("llmrouter", seed)
     mean_cost = mean_costs(data, fit)
     portfolio = with_profiles(data, fit)
     _, retrained = predictions(data, fit, test, ("task means",))

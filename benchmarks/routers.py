@@ -138,12 +138,16 @@ def half(name: str, seed: int) -> dict[str, dict[str, Any]]:
     return {method: reached(*of) for method, of in methods(name, seed).items()}
 
 
+def halves_of(name: str, seed: int) -> tuple[Recorded, NDArray[np.intp], NDArray[np.intp]]:
+    """A file, the rows to learn from and the rows that judge."""
+    data = Recorded.read(name)
+    order = np.random.default_rng(seed).permutation(len(data.texts))
+    return data, np.sort(order[: len(order) // 2]), np.sort(order[len(order) // 2 :])
+
+
 def methods(name: str, seed: int) -> dict[str, tuple[Routed, Routed | Curve, Any]]:
     """Method -> its policies on the half that judges, what they were seen to do where they were learned, remarks."""
-    data = Recorded.read(name)
-    rng = np.random.default_rng(seed)
-    order = rng.permutation(len(data.texts))
-    fit, test = np.sort(order[: len(order) // 2]), np.sort(order[len(order) // 2 :])
+    data, fit, test = halves_of(name, seed)
     mean_cost = mean_costs(data, fit)
     found: dict[str, tuple[Routed, Routed | Curve, Any]] = {}
     every = np.arange(len(data.tiers))[:, None]
@@ -250,8 +254,8 @@ def paths(
     A path stops a little below its target, so that a lower one is walked too: hindsight asks how far to go.
     """
     of_fit, of_test = taken(data, fit), taken(data, test)
-    found = None if options is None else learned(of_fit, options, graded=True)
-    if found is not None and (len(of_fit) > 1 or found[0].kind != "task means"):
+    found = None if options is None else learned(of_fit, options, graded=True, stream=len(of_fit) > 1)
+    if found is not None:
         of_fit, of_test = found[1], foreseen(found[0], of_test)
     always, kept = (float(np.mean(of)) for of in (data.cost[fit, -1], data.quality[fit, -1]))
     ends, seen, families = [], [], []

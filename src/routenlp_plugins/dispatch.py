@@ -110,7 +110,7 @@ class Dispatcher:
     def _before(self, query: Query) -> tuple[Mapping[str, float] | None, str | None]:
         """What the router predicts, if anything is to be decided by it, and why the frontier answers anyway."""
         stay = reason_to_stay(self.release, query)
-        if stay is not None or not plan(self.release.policy, query)[1]:
+        if stay is not None or self.release.router is None or not plan(self.release.policy, query)[1]:
             return None, stay
         try:
             with boundary("router"):

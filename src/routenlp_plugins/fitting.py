@@ -210,14 +210,11 @@ def _learned(
     tables: Mapping[str, TaskTable], risk: Risk, options: FitOptions, seed: int
 ) -> tuple[DifficultyRouter | None, dict[str, TaskTable]]:
     """A router, and the tables with what it says of their rows; none where it tells queries of a promise not apart."""
-    found = (
-        None
-        if options.router is None
-        else learned(tables, replace(options.router, seed=seed), graded=isinstance(risk, Retention))
-    )
-    if found is None or (found[0].kind == "task means" and not options.pooled):
+    if options.router is None:
         return None, dict(tables)
-    return found
+    graded = isinstance(risk, Retention)
+    found = learned(tables, replace(options.router, seed=seed), graded=graded, stream=options.pooled)
+    return found or (None, dict(tables))
 
 
 def _without_texts(tables: Mapping[str, TaskTable], tasks: set[str]) -> dict[str, TaskTable]:

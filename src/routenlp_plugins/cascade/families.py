@@ -153,17 +153,11 @@ class _Search:
         return bool(self.table.evidence or self.table.agreement)
 
     def _task_table(self) -> Iterator[Found]:
-        for column, tier in enumerate(self.table.tiers[:-1]):
-            answered, cost = self._all_of(column)
-            make = partial(_one_tier, Candidate((Rung(tier),), TASK_TABLE))
+        for tier in self.table.tiers[:-1]:
+            candidate = Candidate((Rung(tier),), TASK_TABLE)
+            answered, cost = candidate.climb(self.table)
+            make = partial(_one_tier, candidate)
             yield from self._worth_it(answered, cost, (TASK_TABLE, tier), np.zeros(0), make)
-
-    def _all_of(self, column: int) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
-        """What one tier does on all rows; where it failed the frontier answers."""
-        table, last = self.table, len(self.table.tiers) - 1
-        taken = table.supported & (table.answered[:, column] | ~table.tried[:, column])
-        cost = np.where(table.supported, table.cost[:, column], 0.0) + np.where(taken, 0.0, table.cost[:, -1])
-        return np.where(taken, column, last), cost
 
     def _router(self, name: str, *, sized: bool) -> Iterator[Found]:
         """To each query the tier with the most belief less a price times its expected cost; its answer is accepted."""

@@ -67,7 +67,7 @@ class Ordering:
 
 def expected_cost(table: TaskTable, unit: float) -> RelativeCost:
     """Least squares: cost of the frontier's answers, in these units of USD, on the length of the text."""
-    lengths = np.fromiter(map(len, table.texts), dtype=np.float64, count=len(table))
+    lengths = table.lengths
     cost = table.cost[:, -1] / unit
     mean = float(cost.mean())
     least = LEAST * mean or LEAST

@@ -89,12 +89,16 @@ class TaskTable:
         """Whether the texts of all queries are known."""
         return all(self.texts)
 
+    @property
+    def lengths(self) -> NDArray[np.float64]:
+        """(n,) characters of the texts."""
+        return np.fromiter(map(len, self.texts), dtype=np.float64, count=len(self))
+
     def relative_cost(self, expected: RelativeCost | None) -> NDArray[np.float64]:
         """(n,) what the frontier's answers are expected to cost; 1 without such an expectation."""
         if expected is None:
             return np.ones(len(self))
-        lengths = np.fromiter(map(len, self.texts), dtype=np.float64, count=len(self))
-        cost = np.maximum(expected.intercept + expected.per_character * lengths, expected.least)
+        cost = np.maximum(expected.intercept + expected.per_character * self.lengths, expected.least)
         return cost if expected.most is None else np.minimum(cost, expected.most)
 
     def take(self, rows: NDArray[np.intp]) -> TaskTable:

@@ -16,7 +16,7 @@ __all__ = ["foreseen", "learned"]
 
 
 def learned(
-    tables: Mapping[str, TaskTable], options: TrainingOptions, *, graded: bool
+    tables: Mapping[str, TaskTable], options: TrainingOptions, *, graded: bool, stream: bool = True
 ) -> tuple[DifficultyRouter, dict[str, TaskTable]] | None:
     """A router for all tiers, and the tables with what it says of their rows without having seen them.
 
@@ -25,9 +25,10 @@ def learned(
 
     Args:
         graded: whether it learns quality itself, instead of whether that reaches tau.
+        stream: whether one promise is for all of them: then it is something to know their tasks apart.
 
     Returns:
-        None where all queries are alike to a router, or there are too few of them.
+        None where all queries of a promise are alike to a router, or there are too few of them.
     """
     everything = tables
     tables = {task: table for task, table in tables.items() if len(table)}
@@ -48,6 +49,8 @@ def learned(
     weights = np.concatenate([table.weights for table in tables.values()])
     tasks = [task for task, table in tables.items() for _ in range(len(table))]
     trained = DifficultyRouter.train(Observations(texts, tasks, good, units, weights), options)
+    if trained.router.kind == "task means" and not stream:
+        return None
     known: dict[str, TaskTable] = {}
     start = 0
     for task, table in tables.items():
