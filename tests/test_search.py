@@ -8,7 +8,7 @@ from helpers import FRONTIER, MIDDLE, SMALL, gated, portfolio, row, rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from routenlp_plugins import DataError, Policy, PortfolioError, Query, Task, TierError
+from routenlp_plugins import DataError, Policy, Portfolio, PortfolioError, Query, Task, Tier, TierError
 from routenlp_plugins.cascade.calibration import calibrate
 from routenlp_plugins.cascade.candidate import Candidate
 from routenlp_plugins.cascade.certification import Stream
@@ -256,6 +256,15 @@ def test_a_tier_that_is_good_enough_for_everything_is_in_the_task_table():
     good = [row(str(i), small=(1.0, None), frontier=(1.0, None)) for i in range(50)]
     path, table_path = candidates(good, Violation(0.1))
     assert ([c.rungs for c in table_path], path) == ([(Rung(SMALL),)], [])
+
+
+@pytest.mark.parametrize(("price", "worth_it"), [(0.97, True), (0.996, False)])
+def test_what_saves_next_to_nothing_is_no_candidate(price, worth_it):
+    """To prove it would take a share of delta from tasks where there is something to save."""
+    good = [row(str(i), small=(1.0, None), frontier=(1.0, None)) for i in range(50)]
+    tiers = Portfolio((Tier(SMALL, price, price), Tier(FRONTIER, 1.0, 1.0)), FRONTIER, (Task("t"),))
+    table_path, path = task_paths(task_tables(good, tiers)["t"], Violation(0.1))
+    assert (len(table_path), path) == (int(worth_it), ())
 
 
 def test_agreement_alone_is_evidence():

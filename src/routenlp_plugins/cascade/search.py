@@ -23,6 +23,8 @@ from .risks import Answered, Risk
 __all__ = ["Path", "Point", "pooled_paths", "task_paths"]
 
 PATH_LENGTH = 50
+WORTHWHILE = 0.01
+"""Share of the cost that a path has to save at its end; to prove one that saves less would only cost delta."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +63,8 @@ def task_paths(table: TaskTable, risk: Risk, seed: int = 0, space: Space | None 
     of_table, others = (
         _filled(_thinned(_of_table(front, wanted)), _of_table(kept, wanted)) for wanted in (True, False)
     )
-    return _path(of_table, [table.task]), _path(others, [table.task])
+    tables = {table.task: table}
+    return _path(of_table, tables), _path(others, tables)
 
 
 def pooled_paths(
@@ -89,11 +92,12 @@ def pooled_paths(
         mine = {task: [found[0], *_of_table(found[1:], wanted)] for task, found in options.items()}
         steps = _in_steps(mine, [dict.fromkeys(mine, 0), *_at_all_prices(mine)])
         points = [_together(mine, places, {task: len(tables[task]) / n for task in mine}) for places in steps]
-        paths.append(tuple(_thinned(_unbeaten(p for p in points if p.candidates and p.excess <= margin(risk)))))
+        good = (p for p in points if p.candidates and p.excess <= margin(risk))
+        paths.append(_worthwhile(_thinned(_unbeaten(good)), tables))
     of_table, by_task = paths
     if all(table.difficulty for table in tables.values()):
         stream = _kept(Ordering.of(tables), risk, seed, space)
-        as_one = _path(_filled(_thinned(_unbeaten(stream)), stream), list(tables))
+        as_one = _path(_filled(_thinned(_unbeaten(stream)), stream), tables)
         by_task = min([path for path in (by_task, as_one) if path], key=lambda p: promise(p, n), default=())
     return of_table, by_task
 
@@ -102,13 +106,22 @@ def _of_table(policies: Sequence[Found], wanted: bool) -> list[Found]:
     return [policy for policy in policies if (policy.family == TASK_TABLE) == wanted]
 
 
-def _path(policies: Sequence[Found], tasks: Sequence[str]) -> Path:
+def _path(policies: Sequence[Found], tables: Mapping[str, TaskTable]) -> Path:
     points = []
     for policy in policies:
-        made = {task: policy.make(task) for task in tasks}
+        made = {task: policy.make(task) for task in tables}
         routed = {task: candidate for task, candidate in made.items() if candidate.rungs}
         points.append(Point(routed, policy.excess, policy.second_moment, policy.cost))
-    return tuple(point for point in points if point.candidates)
+    return _worthwhile([point for point in points if point.candidates], tables)
+
+
+def _worthwhile(path: Sequence[Point], tables: Mapping[str, TaskTable]) -> Path:
+    """The path, if what it ends with saves anything worth a proof."""
+    cost, weights = (
+        np.concatenate(of) for of in zip(*((t.cost[:, -1], t.weights) for t in tables.values()), strict=True)
+    )
+    least = min((point.cost for point in path), default=inf)
+    return tuple(path) if least <= (1 - WORTHWHILE) * np.average(cost, weights=weights) else ()
 
 
 Places = Mapping[str, int]
