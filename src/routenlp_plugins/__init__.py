@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .collecting import collect as collect
     from .conversation import turn_key as turn_key
     from .conversation import user_words as user_words
+    from .deciding import ConformalCascade as ConformalCascade
     from .dispatch import Dispatcher as Dispatcher
     from .errors import BudgetExceededError as BudgetExceededError
     from .errors import DataError as DataError
@@ -79,6 +80,7 @@ _MODULES = {
     "collecting": ("collect",),
     "conversation": ("turn_key", "user_words"),
     "evaluate.references": ("Reference",),
+    "deciding": ("ConformalCascade",),
     "dispatch": ("Dispatcher",),
     "errors": (
         "BudgetExceededError",

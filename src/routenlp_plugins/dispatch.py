@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from .comparing import Comparator, comparator
+from .comparing import Comparator
+from .deciding import ConformalCascade
 from .errors import PortfolioError, TierError
-from .flow import Flow, drive, plan, route
+from .flow import drive
 from .release import Release
-from .sessions import reason_to_stay
-from .tiers.boundary import TierCallable, acall_tier, async_form, boundary, call_tier, sync_form
+from .tiers.boundary import TierCallable, acall_tier, async_form, call_tier, sync_form
 from .types import Answer, Call, Completion, Query
 
 __all__ = ["Dispatcher"]
@@ -56,11 +56,7 @@ class Dispatcher:
         for name, tier in tiers.items():
             if not callable(tier):
                 raise PortfolioError(f"tiers: {name} must be a callable Call -> Completion, got {type(tier).__name__}")
-        for task, rungs in release.policy.ladders.items():
-            if rungs:
-                comparator(release.policy.comparators.get(task, "text"), comparators)
-        if release.policy.router is not None and release.router is not None:
-            release.router.usable()
+        self._cascade = ConformalCascade(release, comparators)
         self.release = release
         self.comparators = comparators
         self.tiers = dict(tiers)
@@ -80,7 +76,7 @@ class Dispatcher:
             PortfolioError: the query needs a tier that is async only.
         """
         asked = _query(query)
-        return drive(self._flow(asked, *self._before(asked)), self._call)
+        return drive(self._cascade.flow(asked), self._call)
 
     async def arun(self, query: Query | str) -> Answer:
         """Answer one query without blocking the event loop: sync tiers run in a thread.
@@ -89,8 +85,9 @@ class Dispatcher:
             TierError: the frontier failed; carries all attempts.
         """
         asked = _query(query)
-        before = await asyncio.to_thread(self._before, asked) if self.release.router else self._before(asked)
-        flow = self._flow(asked, *before)
+        cascade = self._cascade
+        # an encoder may take its time
+        flow = await asyncio.to_thread(cascade.flow, asked) if self.release.router else cascade.flow(asked)
         try:
             step = next(flow)
             while True:
@@ -103,21 +100,6 @@ class Dispatcher:
         except StopIteration as stop:
             answer: Answer = stop.value
             return answer
-
-    def _flow(self, query: Query, difficulty: Mapping[str, float] | None, stay: str | None) -> Flow:
-        return route(self.release.policy, query, self.comparators, difficulty, stay)
-
-    def _before(self, query: Query) -> tuple[Mapping[str, float] | None, str | None]:
-        """What the router predicts, if anything is to be decided by it, and why the frontier answers anyway."""
-        stay = reason_to_stay(self.release, query)
-        if stay is not None or self.release.router is None or not plan(self.release.policy, query)[1]:
-            return None, stay
-        try:
-            with boundary("router"):
-                (difficulty,) = self.release.difficulty([query])
-        except TierError as error:
-            return None, f"the router failed ({error})"
-        return difficulty, None
 
     def _call(self, call: Call) -> Completion:
         function = sync_form(self.tiers[call.tier])

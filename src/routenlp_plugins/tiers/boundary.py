@@ -24,6 +24,7 @@ __all__ = [
     "async_form",
     "boundary",
     "call_tier",
+    "received",
     "sync_form",
 ]
 
@@ -53,7 +54,7 @@ def call_tier(tier: Tier, function: SyncTierCallable, call: Call) -> Completion:
     start = perf_counter()
     with boundary(tier.name):
         completion = function(call)
-    return _complete(tier, call, completion, start)
+    return _complete(tier, call, completion, (perf_counter() - start) * 1e3)
 
 
 async def acall_tier(tier: Tier, function: AsyncTierCallable, call: Call) -> Completion:
@@ -61,7 +62,14 @@ async def acall_tier(tier: Tier, function: AsyncTierCallable, call: Call) -> Com
     start = perf_counter()
     with boundary(tier.name):
         completion = await function(call)
-    return _complete(tier, call, completion, start)
+    return _complete(tier, call, completion, (perf_counter() - start) * 1e3)
+
+
+def received(tier: Tier, call: Call, answer: Completion | TierError) -> Completion:
+    """As `call_tier`, of a call that was made elsewhere; a latency that nobody measured stays unknown."""
+    if isinstance(answer, TierError):
+        raise answer
+    return _complete(tier, call, answer, None)
 
 
 def _is_async(tier: TierCallable) -> bool:
@@ -79,14 +87,14 @@ def boundary(name: str) -> Iterator[None]:
         raise TierError(f"{type(error).__name__}: {error}", name) from error
 
 
-def _complete(tier: Tier, call: Call, completion: Completion, start: float) -> Completion:
+def _complete(tier: Tier, call: Call, completion: Completion, measured: float | None) -> Completion:
     if not isinstance(completion, Completion):
         raise PortfolioError(
             f"tier {tier.name!r}: returned {type(completion).__name__}; a tier is called with a Call and returns a "
             "Completion, for example Completion(text=...)"
         )
     completion = _checked(tier, completion)
-    latency = completion.latency_ms if completion.latency_ms is not None else (perf_counter() - start) * 1e3
+    latency = measured if completion.latency_ms is None else completion.latency_ms
     cost = completion.cost_usd
     if cost is None:
         cost = tier.cost(completion.input_tokens, completion.output_tokens, latency)
