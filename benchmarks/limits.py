@@ -2,8 +2,9 @@
 
 Of each tier below the frontier, on one half of each file: the share of the variance of (quality - quality of the
 frontier) that is explained, cross-fitted, by the task, by task and words as three encoders read them, by words and the
-tier's own answer, and by the answers of all tiers below the frontier. The mean over tiers, weighted by that variance. The oracle knows all of it, so
-that the gap to it is mostly what none of these can know: chance in an answer, or a signal that was not recorded.
+tier's own answer, and by words and the answers of all tiers below the frontier. The mean over tiers, weighted by that
+variance. The oracle knows all of it, so that the gap to it is mostly what none of these can know: chance in an answer,
+or a signal that was not recorded.
 
 And from `results/routers.json`: the smallest share of the gap between the best of the others and the oracle that ten
 halves could have shown, first step of Holm's method over all cells.
