@@ -7,6 +7,7 @@ from helpers import FRONTIER, QUESTION, SMALL, portfolio, rows
 
 from routenlp_plugins import (
     Completion,
+    DataError,
     Dispatcher,
     Portfolio,
     PortfolioError,
@@ -90,3 +91,9 @@ def test_an_answer_leaves_its_session_behind(release):
 def test_a_cached_token_is_not_dearer_than_another():
     with pytest.raises(PortfolioError, match="cached_input_usd_per_mtok is above"):
         Tier("a", 1.0, 1.0, cached_input_usd_per_mtok=2.0)
+
+
+@pytest.mark.parametrize("tokens", [float("nan"), -1, True, 2.5])
+def test_tokens_that_are_no_number_are_told(tokens):
+    with pytest.raises(DataError, match="session: input_tokens must be a whole number of tokens, got"):
+        Session("frontier", "turn", tokens)

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from .errors import DataError
+
 __all__ = [
     "Answer",
     "Attempt",
@@ -36,6 +38,12 @@ class Session:
     turn: str
     input_tokens: int = 0
     output_tokens: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("input_tokens", "output_tokens"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+                raise DataError(f"session: {name} must be a whole number of tokens, got {value!r}")
 
 
 @dataclass(frozen=True, slots=True)

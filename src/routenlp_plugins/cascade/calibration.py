@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from ..errors import DataError
 from ..evaluate.table import TaskTable
 from ..evidence import SMALLEST
+from ..logistic import cross_entropy, log_odds, logistic_regression, probability
 from ..policy import DIFFICULTY, Confidence, Term
 
 __all__ = ["Calibrated", "believe", "calibrate", "confidences"]
@@ -152,7 +153,7 @@ def _term(table: TaskTable, term: Term) -> NDArray[np.float64]:
         known = table.difficulty.get(term.tier) if term.kind == DIFFICULTY else table.evidence.get(key)
         if known is None:
             raise DataError(f"task {table.task!r}: {term.tier} is judged by its {term.kind}, which the table has not")
-        value = _log_odds(known)
+        value = log_odds(known, SMALLEST)
     if term.other is not None:
         pair = (term.tier, term.other)
         agreed = table.agreement.get(pair, table.agreement.get(pair[::-1]))
@@ -163,21 +164,11 @@ def _term(table: TaskTable, term: Term) -> NDArray[np.float64]:
 
 
 def _logistic(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
-    """Weights and intercept for targets in [0, 1]: a row counts as good by its target, and as bad by the rest."""
-    from sklearn import config_context
-    from sklearn.linear_model import LogisticRegression
-
     scale = x.std(axis=0)
     # rounding is no variation
     scale[scale <= ROUNDING * (1 + np.abs(x).max(axis=0))] = 1.0
-    doubled, labels = np.vstack([x, x]) / scale, np.repeat([1, 0], len(x))
-    share = np.concatenate([y, 1 - y])
-    used = share > 0
-    model = LogisticRegression(C=1 / PENALTY, solver="newton-cholesky")
-    # checks of parameters would take as long as the fit of a small table
-    with config_context(skip_parameter_validation=True, assume_finite=True):
-        model.fit(doubled[used], labels[used], sample_weight=share[used])
-    return model.coef_[0] / scale, float(model.intercept_[0])
+    weights, intercept = logistic_regression(x / scale, y, penalty=PENALTY, solver="newton-cholesky")
+    return weights / scale, intercept
 
 
 def _as_it_is(table: TaskTable, terms: list[Term], target: NDArray[np.float64]) -> Calibrated | None:
@@ -260,17 +251,11 @@ def _on_best_curve(
 
 
 def _log_loss(confidence: NDArray[np.float64], target: NDArray[np.float64]) -> float:
-    inside = np.clip(confidence, SMALLEST, 1 - SMALLEST)
-    return float(-np.mean(target * np.log(inside) + (1 - target) * np.log1p(-inside))) if len(target) else 0.0
+    return float(np.mean(cross_entropy(confidence, target, SMALLEST))) if len(target) else 0.0
 
 
 def _on_curve(total: NDArray[np.float64], knots: tuple[tuple[float, float], ...]) -> NDArray[np.float64]:
     if not knots:
-        return np.asarray(1 / (1 + np.exp(-np.clip(total, -30.0, 30.0))))
+        return probability(total)
     places, values = np.array(knots).T
     return np.where(np.isnan(total), np.nan, np.interp(total, places, values))
-
-
-def _log_odds(probability: NDArray[np.float64]) -> NDArray[np.float64]:
-    inside = np.clip(probability, SMALLEST, 1 - SMALLEST)
-    return np.asarray(np.log(inside / (1 - inside)))

@@ -102,7 +102,7 @@ class _Search:
         self.beliefs: dict[tuple[str, frozenset[str]], Calibrated | None] = {}
 
     def policies(self) -> Iterator[Found]:
-        below, one_task = self.table.tiers[:-1], len(self.ordering.expected) == 1
+        one_task = len(self.ordering.expected) == 1
         predicted, sized = bool(self.table.difficulty), self.ordering.sized and self.space.sized
         families = []
         if one_task:
@@ -117,6 +117,22 @@ class _Search:
         if predicted and not self._judged:
             # calls tell nothing, so that all is decided before them
             families = []
+        coarse, promising = self._climbing(families)
+        if predicted and self.space.skipping:
+            skipping = (JOINT, *([JOINT_SIZED] if sized else []))
+            coarse |= {(f, t): self._ladder(f, t, coarse=True) for t in promising[:SKIPPING] for f in skipping}
+        ranked = [key for key, policies in coarse.items() if policies]
+        for family, tiers in sorted(ranked, key=lambda key: promise(coarse[key], len(self.table)))[:REFINED]:
+            yield from self._ladder(family, tiers, coarse=False)
+
+    def _climbing(
+        self, families: Sequence[_Family]
+    ) -> tuple[dict[tuple[_Family, tuple[str, ...]], list[Found]], list[tuple[str, ...]]]:
+        """A coarse look at ladders that are climbed step by step, and sets of tiers, the most promising first.
+
+        Those of one tier more are made of the best `BEAM`.
+        """
+        below = self.table.tiers[:-1]
         coarse: dict[tuple[_Family, tuple[str, ...]], list[Found]] = {}
         promising: dict[tuple[str, ...], float] = {}
         ladders: list[tuple[str, ...]] = [(tier,) for tier in below]
@@ -131,21 +147,9 @@ class _Search:
                 found[tiers] = min((policy.cost for policy in mine), default=inf)
             promising |= found
             best = sorted(found, key=lambda tiers: found[tiers])[:BEAM]
-            ladders = sorted(
-                {
-                    tuple(sorted((*tiers, tier), key=below.index))
-                    for tiers in best
-                    for tier in below
-                    if tier not in tiers
-                }
-            )
-        if predicted and self.space.skipping:
-            for tiers in sorted(promising, key=lambda tiers: (promising[tiers], len(tiers)))[:SKIPPING]:
-                for family in (JOINT, *([JOINT_SIZED] if sized else [])):
-                    coarse[family, tiers] = self._ladder(family, tiers, coarse=True)
-        ranked = [key for key, policies in coarse.items() if policies]
-        for family, tiers in sorted(ranked, key=lambda key: promise(coarse[key], len(self.table)))[:REFINED]:
-            yield from self._ladder(family, tiers, coarse=False)
+            longer = ((*tiers, tier) for tiers in best for tier in below if tier not in tiers)
+            ladders = sorted({tuple(sorted(tiers, key=below.index)) for tiers in longer})
+        return coarse, sorted(promising, key=lambda tiers: (promising[tiers], len(tiers)))
 
     @property
     def _judged(self) -> bool:

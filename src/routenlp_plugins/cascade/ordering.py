@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..evaluate.table import TaskTable
+from ..evaluate.table import TaskTable, tiers_of
 from ..policy import RelativeCost
 
 __all__ = ["Ordering", "expected_cost"]
@@ -40,8 +40,7 @@ class Ordering:
     def of(cls, tables: Mapping[str, TaskTable]) -> Ordering:
         """Of the tables of one task or more, none of them empty."""
         table, allowed = _together(list(tables.values()))
-        unit = float(table.cost[:, -1].mean()) or 1.0
-        expected = {task: expected_cost(table, unit) for task, table in tables.items()}
+        expected = {task: expected_cost(alone, _unit(table)) for task, alone in tables.items()}
         return cls(
             table,
             np.concatenate([np.full(len(table), task) for task, table in tables.items()]),
@@ -62,7 +61,11 @@ class Ordering:
     @property
     def unit(self) -> float:
         """Mean USD of the frontier's answers."""
-        return float(self.table.cost[:, -1].mean()) or 1.0
+        return _unit(self.table)
+
+
+def _unit(table: TaskTable) -> float:
+    return float(table.cost[:, -1].mean()) or 1.0
 
 
 def expected_cost(table: TaskTable, unit: float) -> RelativeCost:
@@ -84,12 +87,8 @@ def _together(tables: Sequence[TaskTable]) -> tuple[TaskTable, NDArray[np.bool_]
     first, *more = tables
     if not more:
         return first, np.ones(first.answered.shape, dtype=np.bool_)
-    spent: dict[str, list[float]] = {}
-    for table in tables:
-        for tier, cost in zip(table.tiers[:-1], table.cost[:, :-1].sum(axis=0), strict=True):
-            spent.setdefault(tier, []).append(float(cost) / len(table))
-    below = sorted(spent, key=lambda tier: (float(np.mean(spent[tier])), tier))
-    tiers = (*below, first.tiers[-1])
+    tiers = tiers_of(tables)
+    below = tiers[:-1]
 
     def columns(values: str, missing: float, names: Sequence[str]) -> NDArray[np.float64]:
         parts = []

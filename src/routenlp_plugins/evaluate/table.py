@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from hashlib import sha256
@@ -22,7 +22,7 @@ from ..types import Completion
 from .outcomes import Outcome, OutcomeRow
 from .units import propensity
 
-__all__ = ["TaskTable", "check", "cost_of", "data_hash", "known_cost", "quality_floors", "task_tables"]
+__all__ = ["TaskTable", "check", "cost_of", "data_hash", "known_cost", "quality_floors", "task_tables", "tiers_of"]
 WIDESPREAD = 0.9
 """A kind of evidence is used if it comes with at least this share of the answers of the commonest kind."""
 
@@ -148,6 +148,16 @@ def task_tables(
         table = _table(members, portfolio, compare, (like or {}).get(task))
         tables[task] = table if policy is None else _as_seen_by(policy, table, members)
     return tables
+
+
+def tiers_of(tables: Iterable[TaskTable]) -> tuple[str, ...]:
+    """All tiers of several tables, the cheaper first by the mean of their tasks, the frontier last."""
+    costs: dict[str, list[float]] = defaultdict(list)
+    for table in tables:
+        for tier, cost in zip(table.tiers, table.cost.mean(axis=0), strict=True):
+            costs[tier].append(float(cost))
+        frontier = table.tiers[-1]
+    return tuple(sorted(costs, key=lambda tier: (tier == frontier, float(np.mean(costs[tier])), tier)))
 
 
 def check(rows: Sequence[OutcomeRow], portfolio: Portfolio) -> None:

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from ..arrays import read_arrays, write_arrays
 from ..errors import DataError, ReleaseError
+from ..logistic import log_odds, logistic_regression, probability
 from .encoders import AbsentEncoder, Encoder, HashedNgrams
-from .examples import Examples, Method, best, log_odds, logistic, probability
+from .examples import SMALLEST, Examples, Method, best
 from .factors import MatrixFactorisation
 from .linear import Logistic
 from .means import TaskMeans
@@ -232,11 +233,11 @@ def _calibration(held_out: NDArray[np.float64], examples: Examples) -> tuple[NDA
     slope, intercept = np.ones(count), np.zeros(count)
     for k in range(count):
         known = np.isfinite(examples.good[:, k])
-        x, good = log_odds(held_out[known, k]), examples.good[known, k]
+        x, good = log_odds(held_out[known, k], SMALLEST), examples.good[known, k]
         if known.sum() < FEWEST or np.ptp(x) == 0 or np.ptp(good) == 0:
             continue
         weights = examples.weights[known] / examples.weights.mean()
-        found, intercept[k] = logistic(x[:, None] * FREE, good, weights, 1.0)
+        found, intercept[k] = logistic_regression(x[:, None] * FREE, good, weights, 1.0)
         slope[k] = found[0] * FREE
     return slope, intercept
 
@@ -244,4 +245,4 @@ def _calibration(held_out: NDArray[np.float64], examples: Examples) -> tuple[NDA
 def _calibrated(
     predicted: NDArray[np.float64], slope: NDArray[np.float64], intercept: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    return probability(slope * log_odds(predicted) + intercept)
+    return probability(slope * log_odds(predicted, SMALLEST) + intercept)

@@ -9,16 +9,16 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ..logistic import cross_entropy
+
 __all__ = [
+    "SMALLEST",
     "Examples",
     "Method",
     "Trainer",
     "best",
     "cross_fitted",
     "log_loss",
-    "log_odds",
-    "logistic",
-    "probability",
     "row_losses",
 ]
 
@@ -111,8 +111,7 @@ def best(trainers: Sequence[Trainer], examples: Examples) -> tuple[Method, NDArr
 
 def row_losses(predicted: NDArray[np.float64], examples: Examples) -> NDArray[np.float64]:
     """(n,) weighted log loss of each row, in nats, mean over the tiers whose answer is known; NaN without any."""
-    inside = np.clip(predicted, SMALLEST, 1 - SMALLEST)
-    losses = -(examples.good * np.log(inside) + (1 - examples.good) * np.log1p(-inside))
+    losses = cross_entropy(predicted, examples.good, SMALLEST)
     known = np.isfinite(losses)
     counts = known.sum(axis=1)
     total = np.where(known, losses, 0.0).sum(axis=1) * examples.weights / examples.weights.mean()
@@ -122,35 +121,3 @@ def row_losses(predicted: NDArray[np.float64], examples: Examples) -> NDArray[np
 def log_loss(predicted: NDArray[np.float64], examples: Examples) -> float:
     """Mean of `row_losses`."""
     return float(np.nanmean(row_losses(predicted, examples)))
-
-
-def log_odds(probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Of probabilities kept `SMALLEST` away from 0 and 1."""
-    inside = np.clip(probabilities, SMALLEST, 1 - SMALLEST)
-    return np.asarray(np.log(inside / (1 - inside)))
-
-
-def probability(log_odds: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The inverse of `log_odds`."""
-    return np.asarray(1 / (1 + np.exp(-np.clip(log_odds, -30.0, 30.0))))
-
-
-def logistic(
-    x: NDArray[np.float64], good: NDArray[np.float64], weights: NDArray[np.float64], penalty: float
-) -> tuple[NDArray[np.float64], float]:
-    """Coefficients and intercept of ridge-penalised logistic regression on targets in [0, 1].
-
-    A row counts as good by its target, and as bad by the rest.
-
-    Args:
-        x: (n, d).
-        good: (n,), at least two different values, or none that is certain.
-    """
-    from sklearn.linear_model import LogisticRegression
-
-    doubled, labels = np.vstack([x, x]), np.repeat([1, 0], len(x))
-    share = np.concatenate([good * weights, (1 - good) * weights])
-    used = share > 0
-    model = LogisticRegression(C=1 / penalty, solver="lbfgs", max_iter=500)
-    model.fit(doubled[used], labels[used], sample_weight=share[used])
-    return np.asarray(model.coef_[0]), float(model.intercept_[0])

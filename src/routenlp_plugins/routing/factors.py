@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .examples import Examples, Trainer, log_odds, probability
+from ..logistic import log_odds, probability
+from .examples import SMALLEST, Examples, Trainer
 
 __all__ = ["MatrixFactorisation"]
 
@@ -68,7 +69,7 @@ class MatrixFactorisation:
             return value, np.concatenate([slope.ravel() for slope in slopes])
 
         rng = np.random.default_rng(0)
-        start = np.concatenate([0.1 * rng.normal(size=int(cuts[1])), log_odds(overall)])
+        start = np.concatenate([0.1 * rng.normal(size=int(cuts[1])), log_odds(overall, SMALLEST)])
         return cls(*parts(minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 100}).x))
 
     def __call__(self, vectors: NDArray[np.float32], tasks: NDArray[np.intp]) -> NDArray[np.float64]:

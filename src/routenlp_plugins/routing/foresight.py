@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from ..evaluate.table import TaskTable
+from ..evaluate.table import TaskTable, tiers_of
 from .difficulty import DifficultyRouter, TrainingOptions
 from .observations import Observations
 
@@ -42,7 +42,7 @@ def learned(
     if len(set(units)) < 2 or (len(tables) < 2 and len(set(texts)) < 2):
         return None
     quality = {task: table.quality if graded else table.good for task, table in tables.items()}
-    columns = {tier: _column(tier, tables, quality) for tier in _tiers(tables)}
+    columns = {tier: _column(tier, tables, quality) for tier in tiers_of(tables.values())}
     good = {tier: column for tier, column in columns.items() if np.isfinite(column).any()}
     if not good:
         return None
@@ -72,16 +72,6 @@ def foreseen(router: DifficultyRouter, tables: Mapping[str, TaskTable]) -> dict[
 def _with(table: TaskTable, tiers: Sequence[str], predicted: NDArray[np.float64]) -> TaskTable:
     mine = {tier: predicted[:, k] for k, tier in enumerate(tiers) if tier in table.tiers}
     return replace(table, difficulty=mine)
-
-
-def _tiers(tables: Mapping[str, TaskTable]) -> list[str]:
-    """All tiers, the cheaper first, the frontier last."""
-    places: dict[str, list[float]] = {}
-    for table in tables.values():
-        for tier, cost in zip(table.tiers, table.cost.mean(axis=0), strict=True):
-            places.setdefault(tier, []).append(float(cost))
-    frontier = next(iter(tables.values())).tiers[-1]
-    return sorted(places, key=lambda tier: (tier == frontier, float(np.mean(places[tier])), tier))
 
 
 def _column(

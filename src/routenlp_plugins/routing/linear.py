@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .examples import Examples, Trainer, log_odds, logistic, probability
+from ..logistic import log_odds, logistic_regression, probability
+from .examples import SMALLEST, Examples, Trainer
 from .means import TaskMeans
 
 __all__ = ["Logistic"]
@@ -45,7 +46,7 @@ class Logistic:
     def train(cls, examples: Examples, tasks: int, penalty: float, freedom: float) -> Logistic:
         """One penalty and freedom for all tiers."""
         means = TaskMeans.train(examples, tasks).means
-        found = cls(log_odds(means), np.zeros((means.shape[1], examples.vectors.shape[1])))
+        found = cls(log_odds(means, SMALLEST), np.zeros((means.shape[1], examples.vectors.shape[1])))
         of_task = np.eye(tasks + 1)[examples.tasks] * freedom
         of_task[:, -1] = 0.0
         x = np.hstack([of_task, examples.vectors])
@@ -54,7 +55,7 @@ class Logistic:
             known = np.isfinite(examples.good[:, k])
             good = examples.good[known, k]
             if min(good.sum(), (1 - good).sum()) >= FEWEST:
-                coefficients, intercept = logistic(x[known], good, weights[known], penalty)
+                coefficients, intercept = logistic_regression(x[known], good, weights[known], penalty)
                 found.tasks[:, k] = intercept + freedom * np.append(coefficients[:tasks], 0.0)
                 found.weights[k] = coefficients[tasks + 1 :]
         return found

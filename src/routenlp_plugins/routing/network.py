@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import MissingExtraError
-from .examples import Examples, Trainer, probability
+from ..logistic import probability
+from .examples import Examples, Trainer
 
 if TYPE_CHECKING:
     import torch

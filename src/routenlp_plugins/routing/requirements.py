@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from ..arrays import read_arrays, write_arrays
 from ..errors import DataError, PortfolioError, ReleaseError
+from ..logistic import logistic_regression, probability
 from ..portfolio import Portfolio
 from .difficulty import DifficultyRouter, TrainingOptions
 from .encoders import Encoder
-from .examples import logistic, probability
 from .observations import Observations
 from .shortfall import band_weights, bands_of, in_bands, shortfalls
 
@@ -82,7 +82,7 @@ class CapabilityHeads:
         bands = bands_of(trained.held_out)
         lacking = shortfalls(trained.held_out, in_bands(raw, bands), band_weights(np.ones(len(capabilities)), bands))
         of_pair = np.broadcast_to(observed.row_weights[:, None], good.shape)[known]
-        slope, intercept = logistic(-lacking[known][:, None], good[known], of_pair / of_pair.mean(), 1.0)
+        slope, intercept = logistic_regression(-lacking[known][:, None], good[known], of_pair / of_pair.mean(), 1.0)
         return cls(trained.router, bands, (intercept, float(slope[0])))
 
     def __call__(self, texts: Sequence[str], tasks: Sequence[str | None]) -> NDArray[np.float64]:
