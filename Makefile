@@ -68,6 +68,7 @@ bench: $(DEV)/.installed
 	$(DEV)/bin/python benchmarks/speed.py
 	$(DEV)/bin/python benchmarks/routers.py
 	$(DEV)/bin/python benchmarks/limits.py
+	$(DEV)/bin/python benchmarks/suffixes.py
 	$(DEV)/bin/python benchmarks/capabilities.py
 	$(DEV)/bin/python benchmarks/ablations.py
 	$(DEV)/bin/python benchmarks/routing_speed.py
