@@ -13,7 +13,8 @@ The preference loss is the network's: log loss on the other half when half of th
 answers was better only, with these pairs and without them.
 
 The learning curve draws 100 to 10,000 queries to learn from, five times each, and asks what task means, logistic
-regression and the difficulty router, which chooses between them, reach at a price on 2,000 others.
+regression and the difficulty router, which chooses between them, reach at a price on 2,000 others, or on a third of a
+file that has not so many.
 
     ROUTENLP_DATA=... python benchmarks/ablations.py
 """
@@ -57,7 +58,8 @@ WITHOUT: Mapping[str, Space] = {
 }
 LABELS = (100, 200, 500, 1000, 2000, 5000, 10_000)
 DRAWS = 5
-CURVES = ("routellm_mmlu", "llmrouter")
+CURVES = ("routellm_mmlu", "llmrouter", "routellm_gsm8k")
+JUDGED = 2000
 METHODS: Mapping[str, tuple[str, ...]] = {
     "task means": ("task means",),
     "logistic": ("logistic",),
@@ -174,10 +176,9 @@ def learning_curve(name: str) -> dict[str, dict[str, list[float]]]:
     """Labels -> method -> mean cost at the target, and the standard error of its difference to the task means."""
     data = Recorded.read(name)
     found: dict[str, dict[str, list[float]]] = {}
-    for count in LABELS:
-        if count > len(data.texts) - 2000:
-            continue
-        costs = np.array([with_labels(data, count, seed) for seed in range(DRAWS)])
+    judged = min(JUDGED, len(data.texts) // 3)
+    for count in (some for some in LABELS if some <= len(data.texts) - judged):
+        costs = np.array([with_labels(data, count, judged, seed) for seed in range(DRAWS)])
         spread = (costs - costs[:, :1]).std(axis=0, ddof=1) / np.sqrt(DRAWS)
         found[str(count)] = {
             method: [round(float(costs[:, i].mean()), 4), round(float(spread[i]), 4)]
@@ -186,9 +187,9 @@ def learning_curve(name: str) -> dict[str, dict[str, list[float]]]:
     return found
 
 
-def with_labels(data: Recorded, count: int, seed: int) -> list[float]:
+def with_labels(data: Recorded, count: int, judged: int, seed: int) -> list[float]:
     order = np.random.default_rng(seed).permutation(len(data.texts))
-    fit, test = np.sort(order[:count]), np.sort(order[-2000:])
+    fit, test = np.sort(order[:count]), np.sort(order[-judged:])
     mean_cost = mean_costs(data, fit)
     return [
         hull_cost(priced(data, test, predictions(data, fit, test, kinds)[1], mean_cost).curve, TARGET)

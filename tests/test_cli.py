@@ -5,7 +5,7 @@ from importlib.metadata import PackageNotFoundError
 
 import pytest
 import yaml
-from helpers import portfolio, row, rows
+from helpers import portfolio, row, rows, write_jsonl
 from typer.testing import CliRunner
 
 from routenlp_plugins.cli import app
@@ -108,9 +108,20 @@ def test_a_release_can_be_shown_again(files):
     shown = run("show", files / "r")
     assert shown.exit_code == 0
     assert shown.stdout.strip() in fitted
-    assert "Checked while serving: the models of nothing (not small" in shown.stdout.replace("\n", " ")
+    assert "Checked while serving: not the models of small" in shown.stdout.replace("\n", " ")
     facts = json.loads(run("show", files / "r", "--json").stdout)
     assert (facts["void"], facts["certificate"]["status"]) == (None, "certified")
+
+
+def test_what_outcomes_lack_is_told(files):
+    lines = [json.loads(line) for line in (files / "o.jsonl").read_text().splitlines()]
+    lines[3]["text"] = None
+    for line in lines[10:]:
+        del line["outcomes"]["middle"]
+    write_jsonl(files / "o.jsonl", *lines)
+    told = fit(files).stderr.replace("\n", " ")
+    assert f"task 't': 1 of {len(lines)} queries have no text: no router is learned for the task" in told
+    assert f"task 't': middle was asked 10 of {len(lines)} queries: where it was not, the worst is assumed" in told
 
 
 def test_answers_without_quality_are_counted(files):

@@ -30,7 +30,7 @@ def user(text: str) -> dict[str, str]:
         ("<contextual>Fix it.</contextual>", "<contextual>Fix it.</contextual>"),
         ("<open_files/>Fix it.", "<open_files/>Fix it."),
         ("<user_info>OS</user_info><user_query>Fix\n it.</user_query> tail", "Fix\n it."),
-        ("<task>One</task> and <task>two</task>", "One\ntwo"),
+        ("<user_query>One</user_query> and <user_query>two</user_query>", "One\ntwo"),
         ("<user_query><context>x</context></user_query>Fix it.", "Fix it."),
     ],
 )
@@ -93,7 +93,9 @@ def test_any_nesting_ends_in_words_of_the_text_without_a_closed_element(parts):
     assert words.count("a") <= text.count("a")
 
 
-@pytest.mark.parametrize("attack", ["<context>", "</context>", "<context", "<context><task>", "<task ", "<"])
+@pytest.mark.parametrize(
+    "attack", ["<context>", "</context>", "<context", "<context><user_query>", "<user_query ", "<"]
+)
 def test_no_message_takes_more_than_linear_time(attack):
     def seconds(repeats: int) -> float:
         started = time.perf_counter()

@@ -28,7 +28,7 @@ def test_what_was_seen_is_not_new_and_everything_else_is():
     assert novelty(support.trigrams, TEXTS[3]) == 0
     assert novelty(support.trigrams, "PLEASE  close my card") < 0.2
     assert novelty(support.trigrams, "def f(x): return x ** 2") > 0.7
-    assert novelty(support.trigrams, "") == 0
+    assert novelty(support.trigrams, "") == novelty(support.trigrams, " \n") == 1
     assert supported(support, "please open my card number 7")
     assert not supported(support, "\u041f\u0440\u0438\u0432\u0435\u0442, \u043a\u0430\u043a \u0434\u0435\u043b\u0430?")
 

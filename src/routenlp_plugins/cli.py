@@ -20,6 +20,7 @@ from .errors import DataError, ReleaseError, RiskNotControlledError, RouteNLPErr
 
 if TYPE_CHECKING:
     from .evaluate.outcomes import OutcomeRow
+    from .portfolio import Portfolio
 
 __all__ = ["app"]
 
@@ -90,6 +91,7 @@ def fit(
     from .evaluate.outcomes import read_outcomes
     from .fitting import FitOptions
     from .fitting import fit as fit_release
+    from .portfolio import Portfolio
     from .routing.difficulty import TrainingOptions
     from .terminal import show_release
 
@@ -99,11 +101,12 @@ def fit(
         skipped: list[DataError] = []
         rows = read_outcomes(outcomes, skip_bad_lines=skip_bad_lines, skipped=skipped)
         _show_skipped(skipped)
-        _show_unlabelled(rows)
+        known = Portfolio.from_yaml(portfolio)
+        _show_gaps(rows, known)
         try:
             fitted = fit_release(
                 rows,
-                portfolio,
+                known,
                 alpha=alpha,
                 retention=retention,
                 delta=delta,
@@ -159,7 +162,11 @@ def replay(
     console = Console()
     show_replay(console, result)
     if loaded.certificate is not None and loaded.certificate.data_hash == data_hash(rows):
-        console.print("The release was fitted on these outcomes: fresh ones will look a little worse.", highlight=False)
+        console.print(
+            "The release was fitted on these outcomes, and its router has learned from some of them: fresh ones will "
+            "look worse. The cost ratio of the certificate is of rows that nothing was decided on.",
+            highlight=False,
+        )
 
 
 @app.command(cls=_Command)
@@ -245,24 +252,43 @@ def _show_skipped(skipped: list[DataError]) -> None:
             console.print(f"  {error}", highlight=False, markup=False, soft_wrap=True)
 
 
-def _show_unlabelled(rows: Sequence[OutcomeRow]) -> None:
-    answers: Counter[str] = Counter()
-    unknown: Counter[str] = Counter()
+def _show_gaps(rows: Sequence[OutcomeRow], portfolio: Portfolio) -> None:
+    """What the outcomes lack, and what follows from that."""
+    console = Console(stderr=True)
+    answers, unknown = Counter[str](), Counter[str]()
+    queries, unwritten = Counter[str](), Counter[str]()
+    asked = Counter[tuple[str, str]]()
+    known = {task.name for task in portfolio.tasks}
     for row in rows:
+        task = row.query.task or ""
+        queries[task] += 1
+        unwritten[task] += not row.seen.text
         for tier, outcome in row.outcomes.items():
+            asked[task, tier] += 1
             if outcome.error is None:
                 answers[tier] += 1
                 unknown[tier] += outcome.quality is None
-    console = Console(stderr=True)
-    for tier in answers:
-        if unknown[tier]:
-            console.print(
-                f"{unknown[tier]} of {answers[tier]} answers of {tier} have no quality: where a promise needs it, the "
-                "worst is assumed",
-                highlight=False,
-                markup=False,
-                soft_wrap=True,
-            )
+    lines = [
+        f"{unknown[tier]} of {answers[tier]} answers of {tier} have no quality: where a promise needs it, the worst is "
+        "assumed"
+        for tier in answers
+        if unknown[tier]
+    ]
+    lines += [
+        f"task {task!r}: {unwritten[task]} of {count} queries have no text: no router is learned for the task, and "
+        "whether queries are like these is not checked; give the texts, or leave the queries out"
+        for task, count in queries.items()
+        if unwritten[task]
+    ]
+    lines += [
+        f"task {task!r}: {tier} was asked {asked[task, tier] or 'none'} of {count} queries: "
+        + ("where it was not, the worst is assumed" if asked[task, tier] else "it is left out")
+        for task, count in queries.items()
+        for tier in (portfolio.below_frontier(task) if task in known else ())
+        if asked[task, tier] < count
+    ]
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _write_json(facts: Any, target: str) -> None:

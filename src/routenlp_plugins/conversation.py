@@ -9,11 +9,12 @@ have other roles. A text without such elements stays as it is.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from typing import Any
 
-from .types import Message
+from .errors import DataError
 
 __all__ = ["HARNESS_TAGS", "REQUEST_TAGS", "turn_key", "user_words"]
 
@@ -25,45 +26,68 @@ HARNESS_TAGS = (
     *("local-command-stdout", "local-command-stderr", "reminderInstructions", "repository_context"),
 )
 """Elements that agent harnesses add to the user's messages."""
-REQUEST_TAGS = ("user_query", "user-query", "userRequest", "user_request", "user_message", "task")
+REQUEST_TAGS = ("user_query", "user-query", "userRequest", "user_request", "user_message")
 """Elements in which harnesses enclose what the user said."""
 
 
 def user_words(
-    messages: Sequence[Message],
+    messages: Sequence[Mapping[str, Any]],
     harness: Collection[str] = HARNESS_TAGS,
     requests: Collection[str] = REQUEST_TAGS,
 ) -> str:
     """The words of the user in the present turn; of a conversation without any, its last message.
 
     Args:
-        messages: at least one.
+        messages: at least one; content may be text, parts, or None.
         harness, requests: names of tags, in any case.
+
+    Raises:
+        DataError: there is no message, or one is of another form.
 
     >>> turn = {"role": "user", "content": "<context>14 files</context>Where is it?"}
     >>> user_words([turn, {"role": "tool", "content": "found 5"}])
     'Where is it?'
     """
-    said = [message["content"] for message in messages if message["role"] == "user"]
+    if not messages or isinstance(messages, str):
+        raise DataError("user_words: expected the messages of a conversation, at least one")
+    said = [_content(message) for message in messages if _role(message) == "user"]
     for content in reversed(said):
         words = _words(content, harness, requests)
         if words.strip():
             return words
-    return said[-1] if said else messages[-1]["content"]
+    return said[-1] if said else _content(messages[-1])
 
 
 def turn_key(
-    messages: Sequence[Message],
+    messages: Sequence[Mapping[str, Any]],
     harness: Collection[str] = HARNESS_TAGS,
     requests: Collection[str] = REQUEST_TAGS,
 ) -> str:
     """The same for all calls of one turn, whatever tools and harness have added since; another one in the next."""
-    said = (_words(message["content"], harness, requests) for message in messages if message["role"] == "user")
+    said = (_words(_content(message), harness, requests) for message in messages if _role(message) == "user")
     digest = sha256()
     for words in said:
         if words.strip():
             digest.update(sha256(words.strip().encode("utf-8", "surrogatepass")).digest())
     return digest.hexdigest()
+
+
+def _role(message: Mapping[str, Any]) -> str:
+    if not isinstance(message, Mapping) or "role" not in message:
+        raise DataError(f'messages: expected {{"role": ..., "content": ...}}, got {type(message).__name__}')
+    return str(message["role"])
+
+
+def _content(message: Mapping[str, Any]) -> str:
+    """The text of a message; of content in parts, that of its text parts."""
+    content = message.get("content")
+    if content is None:
+        return ""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, Sequence) or not all(isinstance(part, Mapping) for part in content):
+        raise DataError(f"messages: content must be text or a list of parts, got {type(content).__name__}")
+    return "\n".join(str(part.get("text", "")) for part in content if part.get("type") == "text")
 
 
 def _words(text: str, harness: Collection[str], requests: Collection[str]) -> str:

@@ -41,11 +41,11 @@ class ConformalCascade:
         if policy.router is not None and self.release.router is not None:
             self.release.router.usable()
 
-    def step(self, query: Query | str, answers: Mapping[str, Completion | TierError] | None = None) -> Call | Answer:
+    def step(self, query: Query | str, answers: Mapping[str, Completion | Exception] | None = None) -> Call | Answer:
         """The call that is to be made next, or the answer.
 
         Args:
-            answers: what each tier called so far said, or how it failed.
+            answers: what each tier called so far said, or the exception that it failed with.
 
         Raises:
             TierError: the frontier failed; carries all attempts.

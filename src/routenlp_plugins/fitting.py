@@ -68,6 +68,10 @@ class FitOptions:
     space: Space = field(default_factory=Space)
 
     def __post_init__(self) -> None:
+        if not (self.router is None or isinstance(self.router, TrainingOptions)):
+            raise DataError(f"router: expected TrainingOptions, or None to do without a router, got {self.router!r}")
+        if not isinstance(self.space, Space):
+            raise DataError(f"space: expected a Space, got {self.space!r}")
         if isinstance(self.unlike, bool) or not isinstance(self.unlike, int | float) or not 0 <= self.unlike < 1:
             raise DataError(f"unlike must be a share in [0, 1), got {self.unlike!r}")
 

@@ -29,14 +29,14 @@ def supported(support: Support, text: str) -> bool:
 
 
 def novelty(trigrams: str, text: str) -> float:
-    """Share of a text's distinct trigrams that no calibration text had; 0 without any.
+    """Share of a text's distinct trigrams that no calibration text had; 1 without any.
 
     Args:
         trigrams: table of those seen, as `Support` holds it.
     """
     seen = _bits(trigrams)
     places = set(_places(text))
-    return sum(not seen[place >> 3] >> (place & 7) & 1 for place in places) / len(places) if places else 0.0
+    return sum(not seen[place >> 3] >> (place & 7) & 1 for place in places) / len(places) if places else 1.0
 
 
 def support_of(texts: Sequence[str], share: float, units: Sequence[str]) -> Support | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -32,8 +34,8 @@ def show_release(console: Console, release: Release) -> None:
             _with_interval(proof.cost_ratio, proof.cost_interval),
         )
     console.print(table)
-    for name in certificate.certified:
-        console.print(Text.assemble((name, "bold"), f": {_climb(release.policy, name)}"))
+    for climb, alike in _alike((_climb(release.policy, name), name) for name in certificate.certified).items():
+        console.print(Text.assemble((", ".join(alike), "bold"), f": {climb}"))
     for sentence, names in certificate.obstacles.items():
         console.print(Text.assemble((", ".join(names), "bold"), f": {sentence}"))
     certified = ", ".join(certificate.certified)
@@ -42,8 +44,23 @@ def show_release(console: Console, release: Release) -> None:
         console.print(f"The certificate is void: {release.policy.void}", highlight=False, markup=False)
         return
     console.print(promise, highlight=False, markup=False)
+    if len(certificate.certified) > 1 and certificate.scope != "each task":
+        console.print("It speaks of the mix of these tasks as in the outcomes, not of each of them.", highlight=False)
+    if certified and certificate.risk == "retention":
+        console.print(
+            "Confidence and belief are (1 + expected quality - that of the frontier) / 2: 0.5 is as good as it.",
+            highlight=False,
+        )
     if certified:
         console.print(f"Checked while serving: {'; '.join(_guards(release))}", highlight=False, markup=False)
+
+
+def _alike(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    """Sentence -> the names of all that it is said of."""
+    found: dict[str, list[str]] = {}
+    for sentence, name in pairs:
+        found.setdefault(sentence, []).append(name)
+    return found
 
 
 def _guards(release: Release) -> list[str]:
@@ -60,7 +77,10 @@ def _guards(release: Release) -> list[str]:
     for what, names, known, reason in checks:
         checked = [name for name in names if name in known]
         missing = [name for name in names if name not in known]
-        line = f"{what} {', '.join(checked) or 'nothing'}"
+        if not checked:
+            lines.append(f"not {what} {', '.join(missing)}: {reason}")
+            continue
+        line = f"{what} {', '.join(checked)}"
         lines.append(f"{line} (not {', '.join(missing)}: {reason})" if missing else line)
     return lines
 
@@ -87,10 +107,14 @@ def _climb(policy: Policy, task: str) -> str:
     """The climb of a task as a person reads it."""
     offers = policy.offers.get(task, ())
     if offers:
-        prices = ", ".join(f"{offer.tier} (price {offer.price:.4f})" for offer in offers)
+        prices = ", ".join(f"{offer.tier} less {offer.price:.4f}" for offer in offers)
         sized = " times what the frontier is expected to cost" if task in policy.relative_cost else ""
-        return f"a router picks the tier with the most belief less its price{sized}: {prices}"
-    steps = ", then ".join([*map(_step, policy.ladders[task]), policy.frontier])
+        return f"a router picks the tier of the most belief less a price{sized}: {prices}"
+    ladder = policy.ladders[task]
+    if ladder and ladder[0].threshold is None and ladder[0].belief is None:
+        others = ", then ".join([*(rung.tier for rung in ladder[1:]), policy.frontier])
+        return f"{ladder[0].tier} for every query ({others} if it fails)"
+    steps = ", then ".join([*map(_step, ladder), policy.frontier])
     weighed = any(rung.lossless is not None for rung in policy.ladders[task])
     return f"{steps}; lower where the frontier is expected to cost more" if weighed else steps
 

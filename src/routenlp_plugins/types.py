@@ -72,6 +72,12 @@ class Query:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     payload: Any = field(default=None, repr=False, compare=False)
 
+    def __post_init__(self) -> None:
+        if isinstance(self.requires, str):
+            raise DataError(f"query: requires is a set of names, such as {{{self.requires!r}}}, got {self.requires!r}")
+        if not (self.session is None or isinstance(self.session, Session)):
+            raise DataError(f"query: session must be a Session, as session_after makes it, got {self.session!r}")
+
     @property
     def chat(self) -> tuple[Message, ...]:
         """The conversation in chat form, never empty."""

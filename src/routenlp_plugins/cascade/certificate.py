@@ -115,8 +115,9 @@ class Certificate:
 
     def _remedy(self, proof: Proof) -> str:
         bound = "" if proof.bound is None else f" (best bound reached: {proof.bound:.4f})"
-        if proof.labels_needed and proof.labels_needed > TOO_MANY * proof.n:
-            return f"{bound}; the estimate is too near to what is asked for to say how many rows would do"
+        if proof.tested and proof.labels_needed and not proof.n < proof.labels_needed <= TOO_MANY * proof.n:
+            # an estimate by which the rows at hand should have done is no better than one that is far off
+            return f"{bound}; more outcomes may help: the estimate is too rough to say how many would do"
         if proof.labels_needed:
             in_all = ceil(proof.labels_needed / (1 - self.ordering - self.reporting))
             least = "about" if proof.tested else "at least"

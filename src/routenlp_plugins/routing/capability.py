@@ -116,7 +116,7 @@ class CapabilityRouter:
         return self.heads.good_enough(self.shortfalls(texts, tasks))
 
     def choose(
-        self, query: Query, *, allowed: Collection[str] | None = None, unavailable: Collection[str] = ()
+        self, query: Query | str, *, allowed: Collection[str] | None = None, unavailable: Collection[str] = ()
     ) -> Choice:
         """The cheapest tier that lacks no more than is tolerated; without any, the one that lacks least.
 
@@ -130,6 +130,7 @@ class CapabilityRouter:
         Raises:
             PortfolioError: the allow list leaves no tier.
         """
+        query = Query(query) if isinstance(query, str) else query
         names = self.portfolio.names
         if allowed is not None and not any(name in allowed for name in names):
             raise PortfolioError(f"allowed: leaves no tier of the portfolio; its tiers: {', '.join(names)}")

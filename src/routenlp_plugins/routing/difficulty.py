@@ -78,6 +78,12 @@ class DifficultyRouter:
         if chosen is not None:
             return cls._on_some(observed, chosen, options)
         vectors = options.encoder(observed.texts)
+        wanted = (len(observed.texts), options.encoder.size)
+        if np.shape(vectors) != wanted:
+            raise DataError(
+                f"encoder {options.encoder.name!r}: expected an array of shape {wanted}, got {np.shape(vectors)}"
+            )
+        vectors = np.asarray(vectors)
         if not np.isfinite(vectors).all():
             raise DataError(f"encoder {options.encoder.name!r}: its vectors must be finite numbers")
         projection = Projection.train(vectors, options.seed)
@@ -99,7 +105,13 @@ class DifficultyRouter:
         return Trained(trained.router, held_out)
 
     def __call__(self, texts: Sequence[str], tasks: Sequence[str | None]) -> NDArray[np.float64]:
-        """(n, K) calibrated probabilities that an answer is good enough."""
+        """(n, K) calibrated probabilities that an answer is good enough.
+
+        Raises:
+            DataError: texts or tasks are a single string, or not of one length.
+        """
+        if isinstance(texts, str) or isinstance(tasks, str) or len(texts) != len(tasks):
+            raise DataError(f"expected n texts and their n tasks, got {texts!r:.60} and {tasks!r:.60}")
         place = {name: i for i, name in enumerate(self.tasks)}
         of_task = np.array([place.get(task or "", len(self.tasks)) for task in tasks], dtype=np.intp)
         predicted = self.method(self.projection(self.encoder(texts)), of_task)
@@ -221,6 +233,14 @@ class TrainingOptions:
     most_rows: int = 15_000
 
     def __post_init__(self) -> None:
+        if isinstance(self.methods, str):
+            raise DataError(f"methods: expected names in a tuple, such as ({self.methods!r},), got {self.methods!r}")
+        if isinstance(self.encoder, type) or not callable(self.encoder):
+            raise DataError(
+                f"encoder: expected one, such as HashedNgrams() or TransformerEncoder.minilm(), got {self.encoder!r}"
+            )
+        if isinstance(self.most_rows, bool) or not isinstance(self.most_rows, int) or self.most_rows < 2:
+            raise DataError(f"most_rows: expected a whole number from 2 on, got {self.most_rows!r}")
         unknown = [name for name in self.methods if name not in METHODS]
         if unknown or not self.methods:
             raise DataError(f"methods: unknown {', '.join(unknown) or '(none given)'}; known: {', '.join(METHODS)}")

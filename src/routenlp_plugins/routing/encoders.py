@@ -199,7 +199,7 @@ class TransformerEncoder:
         longest: tokens that are read.
     """
 
-    folder: Path
+    folder: str | Path
     longest: int = 256
 
     @classmethod
@@ -240,12 +240,13 @@ class TransformerEncoder:
 
     @cached_property
     def _digest(self) -> str:
-        file = self.folder / "model.safetensors"
+        folder = Path(self.folder)
+        file = folder / "model.safetensors"
         if not file.is_file():
             raise DataError(f"{file}: no such file; give the folder of a model saved by transformers")
         digest = blake2b(digest_size=8)
         # the tokenizer decides as much as the weights do
-        for part in sorted(one for one in self.folder.iterdir() if one.suffix in _READ):
+        for part in sorted(one for one in folder.iterdir() if one.suffix in _READ):
             digest.update(part.name.encode())
             with part.open("rb") as content:
                 while block := content.read(2**20):
@@ -258,6 +259,7 @@ class TransformerEncoder:
             raise MissingExtraError("torch or transformers is not installed: pip install 'routenlp-plugins[train]'")
         from transformers import AutoModel, AutoTokenizer
 
+        self._digest  # noqa: B018  a folder without a model is told in our words
         tokenizer = AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
         return tokenizer, AutoModel.from_pretrained(self.folder, local_files_only=True).eval()
 
@@ -300,11 +302,11 @@ class CachedEncoder:
         self._encoder = encoder
         self._path = ":memory:" if path is None else str(path)
         self._lock = Lock()
-        self._kept = sqlite3.connect(self._path, timeout=60, check_same_thread=False)
         try:
+            self._kept = sqlite3.connect(self._path, timeout=60, check_same_thread=False)
             self._kept.execute("CREATE TABLE IF NOT EXISTS vectors (hash BLOB PRIMARY KEY, vector BLOB) WITHOUT ROWID")
-        except sqlite3.DatabaseError as error:
-            raise DataError(f"{self._path}: not a cache of vectors ({error})") from None
+        except sqlite3.Error as error:
+            raise DataError(f"{self._path}: not a cache of vectors, and none can be made there ({error})") from None
 
     @property
     def name(self) -> str:

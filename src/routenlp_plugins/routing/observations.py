@@ -42,6 +42,9 @@ class Observations:
     preferences: Sequence[tuple[int, str, str]] = ()
 
     def __post_init__(self) -> None:
+        for name, strings in (("texts", self.texts), ("tasks", self.tasks)):
+            if isinstance(strings, str) or not all(isinstance(one, str) for one in strings):
+                raise DataError(f"{name}: expected a sequence of strings, one for each query")
         n = len(self.texts)
         if not n or not self.good:
             raise DataError("a router needs queries and outcomes of at least one tier, got none")

@@ -70,7 +70,15 @@ class CapabilityHeads:
             DataError: every answer was as good as any other.
         """
         capabilities, good = portfolio.capabilities, observed.columns
+        strangers = [tier for tier in observed.good if tier not in portfolio.names]
+        if strangers:
+            raise PortfolioError(
+                f"tier {strangers[0]!r} has outcomes and is not in the portfolio; its tiers: "
+                f"{', '.join(portfolio.names)}"
+            )
         raw = profiles_of(portfolio, tuple(observed.good), capabilities)
+        if not np.ptp(raw, axis=0).any():
+            raise PortfolioError("profile: all tiers with outcomes have the same; nothing tells them apart")
         known = np.isfinite(good)
         if np.ptp(good[known]) == 0:
             raise DataError("outcomes: every answer was as good as any other; there is nothing to tell tiers apart by")

@@ -65,10 +65,11 @@ async def acall_tier(tier: Tier, function: AsyncTierCallable, call: Call) -> Com
     return _complete(tier, call, completion, (perf_counter() - start) * 1e3)
 
 
-def received(tier: Tier, call: Call, answer: Completion | TierError) -> Completion:
+def received(tier: Tier, call: Call, answer: Completion | Exception) -> Completion:
     """As `call_tier`, of a call that was made elsewhere; a latency that nobody measured stays unknown."""
-    if isinstance(answer, TierError):
-        raise answer
+    if isinstance(answer, Exception):
+        with boundary(tier.name):
+            raise answer
     return _complete(tier, call, answer, None)
 
 
