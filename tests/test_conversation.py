@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from routenlp_plugins import turn_key, user_words
+from routenlp_plugins import DataError, turn_key, user_words
 from routenlp_plugins.conversation import HARNESS_TAGS, REQUEST_TAGS
 
 
@@ -109,3 +109,17 @@ def test_no_message_takes_more_than_linear_time(attack):
 def test_the_rule_names_no_tag_twice():
     names = [tag.lower() for tag in (*HARNESS_TAGS, *REQUEST_TAGS)]
     assert len(set(names)) == len(names)
+
+
+def test_content_in_parts_is_read_and_other_forms_are_told():
+    parts = [
+        {"type": "text", "text": "What is"},
+        {"type": "image_url", "image_url": {}},
+        {"type": "text", "text": "this?"},
+    ]
+    asked = [{"role": "user", "content": parts}, {"role": "assistant", "content": None}]
+    assert user_words(asked) == "What is\nthis?"
+    assert turn_key(asked) == turn_key([user("What is\nthis?")])
+    for wrong, message in (([], "at least one"), (["hello"], "got str"), ([{"role": "user", "content": 3}], "got int")):
+        with pytest.raises(DataError, match=message):
+            user_words(wrong)

@@ -5,7 +5,18 @@ from __future__ import annotations
 import pytest
 from helpers import FRONTIER, MIDDLE, SMALL, gated, release
 
-from routenlp_plugins import Answer, Call, Completion, ConformalCascade, DataError, Dispatcher, Query, TierError
+from routenlp_plugins import (
+    Answer,
+    Call,
+    Completion,
+    ConformalCascade,
+    DataError,
+    Dispatcher,
+    PortfolioError,
+    Query,
+    TierError,
+)
+from routenlp_plugins.deciding import Before
 from routenlp_plugins.testing import ScriptedTier
 
 RELEASE = release(gated(SMALL, 0.5, "confidence"), gated(MIDDLE, 0.5, "confidence"))
@@ -62,3 +73,20 @@ def test_a_failed_frontier_and_an_impossible_value_are_told():
     failed = {**SAID, MIDDLE: Completion("x", confidence=7.0), FRONTIER: TierError("down", FRONTIER)}
     with pytest.raises(TierError, match=r"middle: confidence must be a number in \[0, 1\], got 7.0; frontier: down"):
         cascade.step("x", failed)
+
+
+def test_what_was_decided_before_can_be_kept():
+    cascade = ConformalCascade(RELEASE)
+    before = cascade.before("x")
+    assert (before.difficulty, before.stay) == (None, None)
+    assert cascade.step("x", {}, before) == cascade.step("x")
+    stays = cascade.step("x", {}, Before(None, "told to"))
+    assert stays.tier == FRONTIER
+    assert cascade.step("x", {FRONTIER: SAID[FRONTIER]}, Before(None, "told to")).trace.reason == "frontier: told to"
+
+
+def test_any_exception_is_a_failure_and_nothing_else_is_an_answer():
+    cascade = ConformalCascade(RELEASE)
+    assert cascade.step("x", {SMALL: ValueError("bad")}).tier == MIDDLE
+    with pytest.raises(PortfolioError, match="returned str; a tier is called with a Call and returns a Completion"):
+        cascade.step("x", {SMALL: "yes"})

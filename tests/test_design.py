@@ -24,7 +24,7 @@ from routenlp_plugins import (
     fit,
     replay,
 )
-from routenlp_plugins.evaluate.outcomes import Outcome, read_outcomes
+from routenlp_plugins.evaluate.outcomes import Outcome, OutcomeRow, read_outcomes
 
 
 def fitted(members, used=None, **settings):
@@ -244,3 +244,19 @@ def test_a_portfolio_of_one_tier_has_nothing_to_route():
     used = replace(portfolio(), tiers=(Tier(FRONTIER, 1.0, 1.0),))
     members = [row(f"{i}", frontier=(1.0, None)) for i in range(100)]
     assert fitted(members, used, alpha=0.1).certificate.certified == ()
+
+
+def test_tasks_of_a_pooled_stream_count_by_their_weights():
+    """A task that cannot leave the frontier and is dear, selected always; another that saves, selected seldom."""
+    rng = np.random.default_rng(0)
+    members = []
+    for i in range(700):
+        for task, propensity, cost, good in (("a", 1.0, 10.0, 0.2), ("b", 0.02, 1.0, 0.97)):
+            outcomes = {
+                SMALL: Outcome(float(rng.random() < good), Completion("x", cost_usd=cost / 20)),
+                FRONTIER: Outcome(1.0, Completion("y", cost_usd=cost)),
+            }
+            members.append(OutcomeRow(Query("q", task, f"{task}{i}"), outcomes, propensity=propensity))
+    options = FitOptions(pooled=True, smallest_propensity=0.02, router=None)
+    release = fit(members, portfolio(Task("a"), Task("b")), alpha=0.15, options=options)
+    assert (release.policy.ladders["a"], [r.tier for r in release.policy.ladders["b"]]) == ((), [SMALL])

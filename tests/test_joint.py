@@ -33,6 +33,7 @@ from routenlp_plugins import (
     fit,
     replay,
 )
+from routenlp_plugins.cascade.calibration import calibrate
 from routenlp_plugins.cascade.candidate import Candidate
 from routenlp_plugins.cascade.ordering import Ordering, expected_cost
 from routenlp_plugins.cascade.risks import Retention, Violation
@@ -101,6 +102,33 @@ def test_a_tier_that_failed_counts_as_skipped():
     assert [attempt.tier for attempt in answer.trace.attempts] == [SMALL, MIDDLE, FRONTIER]
 
 
+def test_an_answer_that_failed_is_not_returned_for_what_was_predicted_of_it():
+    def failing(call: Call) -> Completion:
+        if call.tier == SMALL:
+            raise TierError("down", SMALL)
+        return says(call)
+
+    rungs = (Rung(SMALL, 1.0, (predicted(SMALL),)), Rung(MIDDLE, 0.9, (predicted(SMALL), Confidence.plain(MIDDLE))))
+    answer = run(*rungs, difficulty={SMALL: 0.99}, call=failing)
+    assert [attempt.tier for attempt in answer.trace.attempts if not attempt.accepted] == [SMALL, MIDDLE]
+    assert answer.tier != SMALL
+
+    failed = [
+        OutcomeRow(
+            Query("x", "t", f"q{i}"),
+            {
+                SMALL: Outcome(None, Completion("", cost_usd=1.0), error="down"),
+                MIDDLE: Outcome(1.0, Completion("m", confidence=0.3 + i / 10, cost_usd=3.0)),
+                FRONTIER: Outcome(1.0, Completion("f", cost_usd=30.0)),
+            },
+        )
+        for i in range(3)
+    ]
+    table = replace(task_tables(failed, portfolio(Task("t")))["t"], difficulty={SMALL: np.full(3, 0.99)})
+    columns, _ = Candidate(rungs, "").climb(table)
+    assert (columns == len(table.tiers) - 1).all()
+
+
 OFFERS = (
     Offer(SMALL, predicted(SMALL), 0.01),
     Offer(MIDDLE, predicted(MIDDLE), 0.1),
@@ -114,6 +142,38 @@ OFFERS = (
 def test_a_climb_begins_at_the_best_offer(small, middle, tier):
     rungs = (Rung(SMALL), Rung(MIDDLE))
     assert run(*rungs, difficulty={SMALL: small, MIDDLE: middle}, offers={"t": OFFERS}).tier == tier
+
+
+def test_a_trace_says_that_a_router_chose():
+    rungs = (Rung(SMALL), Rung(MIDDLE))
+    answer = run(*rungs, difficulty={SMALL: 0.6, MIDDLE: 0.95}, offers={"t": OFFERS})
+    assert answer.trace.reason == "middle: of most worth before any call, 0.8500 by belief less price"
+
+
+def test_predictions_that_vary_between_folds_only_are_no_evidence():
+    """The frontier is always good: what is predicted of it depends on how many rows a fold left to learn from."""
+    rng = np.random.default_rng(0)
+    members = []
+    for i in range(300):
+        shown = float(rng.random())
+        members.append(
+            OutcomeRow(
+                Query(["add", "poem", "prove", "lemma", "hello"][i % 5], "t", f"q{i}"),
+                {
+                    SMALL: Outcome(float(rng.random() < shown), Completion("s", confidence=shown, cost_usd=1.0)),
+                    FRONTIER: Outcome(1.0, Completion("f", cost_usd=30.0)),
+                },
+            )
+        )
+    table = task_tables(members, portfolio(Task("t")))["t"]
+    folds = np.arange(300) % 5
+    by_fold = 0.99 + 0.001 * folds
+    words = rng.random(300)
+    for known, used in ((by_fold, False), (words, True), (np.full(300, 0.5), False)):
+        told = replace(table, difficulty={FRONTIER: known})
+        found = calibrate(told, SMALL, (SMALL,), told.good[:, 0], folds, predicted=True)
+        assert found is not None
+        assert found.confidence.predicted == used
 
 
 def test_the_more_the_frontier_would_cost_the_more_may_be_lost():

@@ -357,3 +357,16 @@ def test_little_is_enough_to_train_on():
     router = DifficultyRouter.train(Observations(texts, tasks, {**good, "always": [1.0] * 12})).router
     assert router(texts, tasks).shape == (12, 3)
     assert router(texts, tasks)[:, 2].min() > 0.8
+
+
+def test_a_router_is_never_turned_upside_down():
+    """Held-out predictions without a signal go against the outcomes of their fold; that is not to be learned."""
+    words = ["add", "poem", "prove", "translate", "lemma", "hello", "weather", "integral", "joke", "theorem"]
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        texts = [" ".join(rng.choice(words, 5)) for _ in range(300)]
+        good = {"small": (rng.random(300) < 0.7).astype(float), "frontier": (rng.random(300) < 0.9).astype(float)}
+        for method in ("task means", "logistic", "nearest neighbours"):
+            trained = DifficultyRouter.train(Observations(texts, ["t"] * 300, good), TrainingOptions((method,)))
+            assert (trained.router.slope >= 0).all()
+            assert trained.held_out.mean(axis=0) == pytest.approx([of.mean() for of in good.values()], abs=0.02)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from .comparing import Comparator, comparator
@@ -14,6 +15,19 @@ from .tiers.boundary import boundary, received
 from .types import Answer, Call, Completion, Query
 
 __all__ = ["ConformalCascade"]
+
+
+@dataclass(frozen=True, slots=True)
+class Before:
+    """What is decided about a query before any call of it.
+
+    Attributes:
+        difficulty: tier -> P(good enough) as the router predicts it; None where nothing is decided by it.
+        stay: why the frontier answers without a climb; None if the policy decides.
+    """
+
+    difficulty: Mapping[str, float] | None
+    stay: str | None = None
 
 
 class ConformalCascade:
@@ -41,18 +55,38 @@ class ConformalCascade:
         if policy.router is not None and self.release.router is not None:
             self.release.router.usable()
 
-    def step(self, query: Query | str, answers: Mapping[str, Completion | Exception] | None = None) -> Call | Answer:
+    def before(self, query: Query | str) -> Before:
+        """What is decided before any call. It says why if the router failed, and raises nothing."""
+        asked = _query(query)
+        stay = reason_to_stay(self.release, asked)
+        if stay is not None or self.release.router is None or not plan(self.release.policy, asked)[1]:
+            return Before(None, stay)
+        try:
+            with boundary("router"):
+                (difficulty,) = self.release.difficulty([asked])
+        except TierError as error:
+            return Before(None, f"the router failed ({error})")
+        return Before(difficulty)
+
+    def step(
+        self,
+        query: Query | str,
+        answers: Mapping[str, Completion | Exception] | None = None,
+        before: Before | None = None,
+    ) -> Call | Answer:
         """The call that is to be made next, or the answer.
 
         Args:
             answers: what each tier called so far said, or the exception that it failed with.
+            before: what `before` found for the query. Left out, it is found again at each step, and a router that fails
+                at one of them and not at another changes what is to be called.
 
         Raises:
             TierError: the frontier failed; carries all attempts.
             DataError: an answer of a tier that this query was never put to.
         """
         given = dict(answers or {})
-        flow = self.flow(Query(query) if isinstance(query, str) else query)
+        flow = self.flow(_query(query), before)
         try:
             call = next(flow)
             while call.tier in given:
@@ -69,24 +103,19 @@ class ConformalCascade:
         _refuse(given, f"{call.tier} is to be called next")
         return call
 
-    def flow(self, query: Query) -> Flow:
+    def flow(self, query: Query, before: Before | None = None) -> Flow:
         """The generator that asks for the calls of a query, and returns its answer."""
-        difficulty, stay = self._before(query)
-        return route(self.release.policy, query, self.comparators, difficulty, stay)
+        known = self.before(query) if before is None else before
+        return route(self.release.policy, query, self.comparators, known.difficulty, known.stay)
 
-    def _before(self, query: Query) -> tuple[Mapping[str, float] | None, str | None]:
-        """What the router predicts, if anything is to be decided by it, and why the frontier answers anyway."""
-        stay = reason_to_stay(self.release, query)
-        if stay is not None or self.release.router is None or not plan(self.release.policy, query)[1]:
-            return None, stay
-        try:
-            with boundary("router"):
-                (difficulty,) = self.release.difficulty([query])
-        except TierError as error:
-            return None, f"the router failed ({error})"
-        return difficulty, None
+
+def _query(query: Query | str) -> Query:
+    return Query(query) if isinstance(query, str) else query
 
 
 def _refuse(unasked: Mapping[str, object], instead: str) -> None:
     if unasked:
-        raise DataError(f"answers: {', '.join(unasked)} was not asked for, with the other answers {instead}")
+        raise DataError(
+            f"answers: {', '.join(unasked)} was not asked for, with the other answers {instead}; if the router failed "
+            "since, keep what was predicted: step(query, answers, before=cascade.before(query))"
+        )

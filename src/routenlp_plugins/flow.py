@@ -157,6 +157,9 @@ class _Climb:
         needed = rung.needed(rung.threshold, self.relative_cost)
         best, highest = None, -1.0
         for confidence in rung.confidences:
+            if confidence.tier not in self.answers.tiers:
+                # what was predicted of it is known, and there is no answer to return
+                continue
             self.asked.add(confidence.tier)
             value = confidence_in(confidence, self.answers)
             if value is None:

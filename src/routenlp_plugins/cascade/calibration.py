@@ -76,7 +76,7 @@ def calibrate(
     Returns:
         None if there is no evidence, or none that tells good answers from bad ones.
     """
-    terms = _terms(table, tier, called) + (_beforehand(table, tier) if predicted else [])
+    terms = _terms(table, tier, called) + (_beforehand(table, tier, folds) if predicted else [])
     found = _fitted(table, terms, tier, target, folds)
     return _as_it_is(table, terms, target) if found is None else found
 
@@ -92,14 +92,34 @@ def believe(
     Returns:
         None if nothing is known of it, or too little.
     """
-    terms = _beforehand(table, tier)
+    terms = _beforehand(table, tier, folds)
     terms += [Term(1.0, other, kind) for other in called for kind in table.kinds(other)]
     terms += [Term(1.0, one, None, two) for one, two in table.agreement if one in called and two in called]
     return _fitted(table, terms, tier, target, folds)
 
 
-def _beforehand(table: TaskTable, tier: str) -> list[Term]:
-    return [Term(1.0, name, DIFFICULTY) for name in (tier, table.tiers[-1]) if name in table.difficulty]
+def _beforehand(table: TaskTable, tier: str, folds: NDArray[np.intp]) -> list[Term]:
+    """What was predicted of the tier and of the frontier, where it tells rows of one fold apart.
+
+    Routers of different folds have seen different rows. If that is most of what varies, it varies against the outcomes
+    of the fold that was held out, and not at all when one router serves.
+    """
+    return [
+        Term(1.0, name, DIFFICULTY)
+        for name in (tier, table.tiers[-1])
+        if name in table.difficulty and _within_folds(log_odds(table.difficulty[name], SMALLEST), folds)
+    ]
+
+
+def _within_folds(values: NDArray[np.float64], folds: NDArray[np.intp]) -> bool:
+    known = np.isfinite(values)
+    parts = [values[known & (folds == number)] for number in np.unique(folds)]
+    parts = [part for part in parts if len(part)]
+    if not parts:
+        return False
+    between = float(np.std([part.mean() for part in parts]))
+    within = float(np.sqrt(np.concatenate([(part - part.mean()) ** 2 for part in parts]).mean()))
+    return within > max(2 * between, ROUNDING)
 
 
 def _fitted(

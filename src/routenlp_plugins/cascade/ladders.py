@@ -38,7 +38,7 @@ def climb(
         if rung.after is not None:
             at &= answered == sum(bits[tier] for tier in set(rung.after))
         if rung.belief is not None:
-            at &= _seen(table, rung.belief, answered, bits) >= _needed(rung, rung.level, expected)
+            at &= _seen(table, rung.belief, rung.belief.read, answered, bits) >= _needed(rung, rung.level, expected)
         called[at, k] = True
         cost[at] += table.cost[at, k]
         untried = at & ~table.tried[:, k]
@@ -48,7 +48,8 @@ def climb(
         if rung.threshold is None:
             column[at], climbing[at] = k, False
         elif rung.confidences:
-            best, confidence = best_answer(table, [(c.tier, _seen(table, c, answered, bits)) for c in rung.confidences])
+            judged = [(c.tier, _seen(table, c, c.tiers, answered, bits)) for c in rung.confidences]
+            best, confidence = best_answer(table, judged)
             accepted = at & (confidence >= _needed(rung, rung.threshold, expected))
             column[accepted], climbing[accepted] = best[accepted], False
     escalated = column == last
@@ -57,10 +58,10 @@ def climb(
 
 
 def _seen(
-    table: TaskTable, confidence: Confidence, answered: NDArray[np.int64], bits: Mapping[str, int]
+    table: TaskTable, confidence: Confidence, tiers: set[str], answered: NDArray[np.int64], bits: Mapping[str, int]
 ) -> NDArray[np.float64]:
-    """(n,) a confidence where all the answers it looks at are there, NaN elsewhere."""
-    needed = sum(bits[tier] for tier in confidence.read)
+    """(n,) a confidence where the answers of all these tiers are there, NaN elsewhere."""
+    needed = sum(bits[tier] for tier in tiers)
     return np.where(answered & needed == needed, confidences(table, confidence), np.nan)
 
 

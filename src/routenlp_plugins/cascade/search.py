@@ -77,6 +77,8 @@ def pooled_paths(
     """
     tables = {task: table for task, table in tables.items() if len(table)}
     n = sum(map(len, tables.values()))
+    weight = {task: float(table.weights.sum()) for task, table in tables.items()}
+    share = {task: of / sum(weight.values()) for task, of in weight.items()}
     if len(tables) < 2:
         return task_paths(next(iter(tables.values())), risk, seed, space) if tables else ((), ())
     options: dict[str, list[Found]] = {}
@@ -91,7 +93,7 @@ def pooled_paths(
     for wanted in (True, False):
         mine = {task: [found[0], *_of_table(found[1:], wanted)] for task, found in options.items()}
         steps = _in_steps(mine, [dict.fromkeys(mine, 0), *_at_all_prices(mine)])
-        points = [_together(mine, places, {task: len(tables[task]) / n for task in mine}) for places in steps]
+        points = [_together(mine, places, share) for places in steps]
         good = (p for p in points if p.candidates and p.excess <= margin(risk))
         paths.append(_worthwhile(_thinned(_unbeaten(good)), tables))
     of_table, by_task = paths

@@ -248,7 +248,11 @@ class TrainingOptions:
 
 
 def _calibration(held_out: NDArray[np.float64], examples: Examples) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """(K,) slopes and intercepts on the log-odds (Platt 1999)."""
+    """(K,) slopes and intercepts on the log-odds (Platt 1999).
+
+    A fold that was held out has other predictions than the rest for having other outcomes, against which they go. So
+    slopes come from within folds, with an intercept for each; what is upside down there is no signal.
+    """
     count = held_out.shape[1]
     slope, intercept = np.ones(count), np.zeros(count)
     for k in range(count):
@@ -257,9 +261,21 @@ def _calibration(held_out: NDArray[np.float64], examples: Examples) -> tuple[NDA
         if known.sum() < FEWEST or np.ptp(x) == 0 or np.ptp(good) == 0:
             continue
         weights = examples.weights[known] / examples.weights.mean()
-        found, intercept[k] = logistic_regression(x[:, None] * FREE, good, weights, 1.0)
-        slope[k] = found[0] * FREE
+        of_fold = np.eye(int(examples.folds.max()) + 1)[examples.folds[known]]
+        found, _ = logistic_regression(np.column_stack([x, of_fold]) * FREE, good, weights, 1.0)
+        slope[k] = max(found[0] * FREE, 0.0)
+        intercept[k] = _intercept(slope[k] * x, good, weights)
     return slope, intercept
+
+
+def _intercept(total: NDArray[np.float64], good: NDArray[np.float64], weights: NDArray[np.float64]) -> float:
+    """What makes the mean of the probabilities that of the outcomes."""
+    from scipy.optimize import brentq
+
+    def excess(added: float) -> float:
+        return float(weights @ (probability(total + added) - good))
+
+    return float(brentq(excess, -60.0, 60.0))
 
 
 def _calibrated(
