@@ -104,6 +104,10 @@ class TestTextClassifier:
         with pytest.raises(DataError, match=message):
             TextClassifierTier.train(texts, labels)
 
+    def test_an_empty_variable_means_no_real_data(self, monkeypatch):
+        monkeypatch.setenv("ROUTENLP_DATA", "")
+        assert load_workload(0, (1, 1)).synthetic
+
     def test_its_probabilities_are_calibrated_on_real_queries(self, data_folder, monkeypatch):
         monkeypatch.setenv("ROUTENLP_DATA", str(data_folder))
         workload = load_workload(0, (1, 1))

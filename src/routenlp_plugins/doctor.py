@@ -73,5 +73,5 @@ def _demo() -> Finding:
 
 def _data() -> Finding:
     folder = os.environ.get("ROUTENLP_DATA")
-    present = folder is not None and Path(folder, "tasks").is_dir()
+    present = bool(folder) and Path(folder or "", "tasks").is_dir()
     return Finding("real data", folder if present else None, None if present else "set ROUTENLP_DATA to a data folder")

@@ -67,15 +67,15 @@ class Workload:
 
 
 def load_workload(seed: int, frontier_usd_per_mtok: tuple[float, float]) -> Workload:
-    """Real queries from the folder ``ROUTENLP_DATA`` if it is set, else synthetic ones.
+    """Real queries from the folder ``ROUTENLP_DATA`` if it is set and not empty, else synthetic ones.
 
     Raises:
         DataError: the folder does not hold the tasks.
     """
     folder = os.environ.get("ROUTENLP_DATA")
-    history, first, second = _synthetic(seed) if folder is None else _real(Path(folder), seed)
+    history, first, second = _real(Path(folder), seed) if folder else _synthetic(seed)
     return Workload(
-        synthetic=folder is None,
+        synthetic=not folder,
         portfolio=_portfolio(frontier_usd_per_mtok),
         instructions=_instructions(history),
         history=tuple(history),
