@@ -57,7 +57,7 @@ class ConformalCascade:
 
     def before(self, query: Query | str) -> Before:
         """What is decided before any call. It says why if the router failed, and raises nothing."""
-        asked = _query(query)
+        asked = Query.given(query)
         stay = reason_to_stay(self.release, asked)
         if stay is not None or self.release.router is None or not plan(self.release.policy, asked)[1]:
             return Before(None, stay)
@@ -86,7 +86,7 @@ class ConformalCascade:
             DataError: an answer of a tier that this query was never put to.
         """
         given = dict(answers or {})
-        flow = self.flow(_query(query), before)
+        flow = self.flow(Query.given(query), before)
         try:
             call = next(flow)
             while call.tier in given:
@@ -107,10 +107,6 @@ class ConformalCascade:
         """The generator that asks for the calls of a query, and returns its answer."""
         known = self.before(query) if before is None else before
         return route(self.release.policy, query, self.comparators, known.difficulty, known.stay)
-
-
-def _query(query: Query | str) -> Query:
-    return Query(query) if isinstance(query, str) else query
 
 
 def _refuse(unasked: Mapping[str, object], instead: str) -> None:

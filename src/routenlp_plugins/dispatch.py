@@ -40,7 +40,8 @@ class Dispatcher:
         tiers: Mapping[str, TierCallable],
         comparators: Mapping[str, Comparator] | None = None,
     ) -> None:
-        release = Release.given(release).checked()
+        self._cascade = ConformalCascade(release, comparators)
+        release = self._cascade.release
         names = release.portfolio.names
         missing = [name for name in release.policy.tiers if name not in tiers]
         if missing:
@@ -56,7 +57,6 @@ class Dispatcher:
         for name, tier in tiers.items():
             if not callable(tier):
                 raise PortfolioError(f"tiers: {name} must be a callable Call -> Completion, got {type(tier).__name__}")
-        self._cascade = ConformalCascade(release, comparators)
         self.release = release
         self.comparators = comparators
         self.tiers = dict(tiers)
@@ -75,7 +75,7 @@ class Dispatcher:
             TierError: the frontier failed; carries all attempts.
             PortfolioError: the query needs a tier that is async only.
         """
-        asked = _query(query)
+        asked = Query.given(query)
         return drive(self._cascade.flow(asked), self._call)
 
     async def arun(self, query: Query | str) -> Answer:
@@ -84,7 +84,7 @@ class Dispatcher:
         Raises:
             TierError: the frontier failed; carries all attempts.
         """
-        asked = _query(query)
+        asked = Query.given(query)
         cascade = self._cascade
         # an encoder may take its time
         flow = await asyncio.to_thread(cascade.flow, asked) if self.release.router else cascade.flow(asked)
@@ -112,7 +112,3 @@ class Dispatcher:
         if function is None:
             return await asyncio.to_thread(self._call, call)
         return await acall_tier(tier, function, call)
-
-
-def _query(query: Query | str) -> Query:
-    return Query(query) if isinstance(query, str) else query

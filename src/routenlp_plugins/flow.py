@@ -117,7 +117,7 @@ class _Climb:
         self.confidence: dict[str, float] = {}
         self.threshold: dict[str, float] = {}
         self.asked: set[str] = set()
-        self.preferred: str | None = None
+        self.preferred: tuple[str, float] | None = None
 
     def begun(self, rungs: tuple[Rung, ...], offers: tuple[Offer, ...]) -> tuple[Rung, ...]:
         """The rungs from that of the best offer on; of equal ones the first."""
@@ -125,7 +125,7 @@ class _Climb:
             return rungs
         worth = {offer.tier: self._worth(offer) for offer in offers}
         best = max(worth, key=lambda tier: worth[tier])
-        self.preferred = f"{best}: of most worth before any call, {worth[best]:.4f} by belief less price"
+        self.preferred = best, worth[best]
         first = next((place for place, rung in enumerate(rungs) if rung.tier == best), len(rungs))
         for rung in rungs[:first]:
             self.skipped[rung.tier] = Skipped(rung.tier, worth.get(rung.tier), worth[best])
@@ -174,7 +174,9 @@ class _Climb:
         if rung.threshold is None:
             if self.preferred is None:
                 return f"{tier}: every answer is accepted for this task"
-            return self.preferred if self.preferred.startswith(f"{tier}:") else f"{tier}: next to {self.preferred}"
+            best, worth = self.preferred
+            chosen = f"{best}: of most worth before any call, {worth:.4f} by belief less price"
+            return chosen if best == tier else f"{tier}: next to {chosen}"
         return f"{tier}: confidence {self.confidence[tier]:.4f} reaches {self.threshold[tier]:.4f}"
 
     def rejection(self) -> str:

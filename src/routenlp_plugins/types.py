@@ -78,6 +78,11 @@ class Query:
         if not (self.session is None or isinstance(self.session, Session)):
             raise DataError(f"query: session must be a Session, as session_after makes it, got {self.session!r}")
 
+    @classmethod
+    def given(cls, query: Query | str) -> Query:
+        """The query itself, or that of a text."""
+        return cls(query) if isinstance(query, str) else query
+
     @property
     def chat(self) -> tuple[Message, ...]:
         """The conversation in chat form, never empty."""

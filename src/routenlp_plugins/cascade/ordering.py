@@ -40,7 +40,8 @@ class Ordering:
     def of(cls, tables: Mapping[str, TaskTable]) -> Ordering:
         """Of the tables of one task or more, none of them empty."""
         table, allowed = _together(list(tables.values()))
-        expected = {task: expected_cost(alone, _unit(table)) for task, alone in tables.items()}
+        unit = _unit(table)
+        expected = {task: expected_cost(alone, unit) for task, alone in tables.items()}
         return cls(
             table,
             np.concatenate([np.full(len(table), task) for task, table in tables.items()]),

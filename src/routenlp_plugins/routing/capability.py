@@ -130,7 +130,7 @@ class CapabilityRouter:
         Raises:
             PortfolioError: the allow list leaves no tier.
         """
-        query = Query(query) if isinstance(query, str) else query
+        query = Query.given(query)
         names = self.portfolio.names
         if allowed is not None and not any(name in allowed for name in names):
             raise PortfolioError(f"allowed: leaves no tier of the portfolio; its tiers: {', '.join(names)}")
