@@ -54,6 +54,9 @@ if TYPE_CHECKING:
     from .routing.observations import Observations as Observations
     from .routing.requirements import CapabilityHeads as CapabilityHeads
     from .sessions import session_after as session_after
+    from .signals.signal import Signal as Signal
+    from .signals.store import StoreOptions as StoreOptions
+    from .signals.store import TraceStore as TraceStore
     from .tiers.llama_cpp import LlamaCppTier as LlamaCppTier
     from .tiers.openai_compatible import OpenAICompatibleTier as OpenAICompatibleTier
     from .tiers.openai_format import alternative_scores as alternative_scores
@@ -107,6 +110,8 @@ _MODULES = {
     "routing.observations": ("Observations",),
     "routing.requirements": ("CapabilityHeads",),
     "sessions": ("session_after",),
+    "signals.signal": ("Signal",),
+    "signals.store": ("StoreOptions", "TraceStore"),
     "tiers.llama_cpp": ("LlamaCppTier",),
     "tiers.openai_compatible": ("OpenAICompatibleTier",),
     "tiers.openai_format": ("alternative_scores",),

@@ -66,8 +66,14 @@ class Tier:
         if self.usd_per_hour is not None and self.input_usd_per_mtok is not None:
             raise PortfolioError(f"tier {self.name!r}: give prices per token or usd_per_hour, not both")
 
-    def cost(self, input_tokens: int | None, output_tokens: int | None, latency_ms: float | None) -> float | None:
+    def cost(
+        self, input_tokens: int | None, output_tokens: int | None, latency_ms: float | None, cached_tokens: int = 0
+    ) -> float | None:
         """USD of one call, or None where the price or the quantity it applies to is unknown.
+
+        Args:
+            cached_tokens: of the input tokens, those that were in the prompt cache; they cost as much as others where
+                the tier has no price for them.
 
         >>> Tier("a", input_usd_per_mtok=2.5, output_usd_per_mtok=10).cost(400, 50, latency_ms=None)
         0.0015
@@ -78,7 +84,9 @@ class Tier:
             return None
         if input_tokens is None or output_tokens is None:
             return None
-        return (input_tokens * self.input_usd_per_mtok + output_tokens * self.output_usd_per_mtok) / 1e6
+        known = self.cached_input_usd_per_mtok
+        cheaper = 0.0 if known is None else min(cached_tokens, input_tokens) * (self.input_usd_per_mtok - known)
+        return (input_tokens * self.input_usd_per_mtok + output_tokens * self.output_usd_per_mtok - cheaper) / 1e6
 
 
 @dataclass(frozen=True, slots=True)

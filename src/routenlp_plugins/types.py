@@ -118,6 +118,7 @@ class Completion:
         asked: the words that the tier was asked with, where a chain around it made others of the query's.
         said: the words of the model, where a chain around it made another answer of them; agreement is of these.
         input_tokens, output_tokens: as counted by the tier.
+        cached_tokens: of the input tokens, those that were in its prompt cache.
         cost_usd: USD; None lets the dispatcher price it from the portfolio.
         extra_usd: USD beside that, for example of a judge; the dispatcher adds it to the cost.
         latency_ms: milliseconds; None lets the dispatcher measure it.
@@ -135,6 +136,7 @@ class Completion:
     said: str | None = field(default=None, repr=False)
     input_tokens: int | None = None
     output_tokens: int | None = None
+    cached_tokens: int | None = None
     cost_usd: float | None = None
     extra_usd: float = 0.0
     latency_ms: float | None = None
@@ -230,7 +232,10 @@ class Trace:
         }
 
 
-_FACTS = ("confidence", "mean_logprob", "model", "prompt", "input_tokens", "output_tokens", "cost_usd", "latency_ms")
+_FACTS = (
+    *("confidence", "mean_logprob", "model", "prompt"),
+    *("input_tokens", "cached_tokens", "output_tokens", "cost_usd", "latency_ms"),
+)
 
 
 def _attempt_dict(attempt: Attempt) -> dict[str, Any]:

@@ -98,7 +98,8 @@ def _complete(tier: Tier, call: Call, completion: Completion, measured: float | 
     latency = measured if completion.latency_ms is None else completion.latency_ms
     cost = completion.cost_usd
     if cost is None:
-        cost = tier.cost(completion.input_tokens, completion.output_tokens, latency)
+        counts = completion.input_tokens, completion.output_tokens
+        cost = tier.cost(*counts, latency, completion.cached_tokens or 0)
     total = None if cost is None else cost + completion.extra_usd
     prompt = completion.prompt or prompt_fingerprint(call.query)
     return replace(completion, latency_ms=latency, cost_usd=total, extra_usd=0.0, prompt=prompt)
@@ -154,6 +155,7 @@ def _checked(tier: Tier, completion: Completion) -> Completion:
         scores={name: _number(tier, f"scores[{name!r}]", v, 0, 1) for name, v in completion.scores.items()},
         input_tokens=count("input_tokens"),
         output_tokens=count("output_tokens"),
+        cached_tokens=count("cached_tokens"),
         cost_usd=number("cost_usd"),
         extra_usd=number("extra_usd") or 0.0,
         latency_ms=number("latency_ms"),

@@ -61,4 +61,5 @@ def text_completion(response: Mapping[str, Any]) -> Completion:
         model=model if isinstance(model, str) and model else None,
         input_tokens=usage.get("prompt_tokens"),
         output_tokens=usage.get("completion_tokens"),
+        cached_tokens=(usage.get("prompt_tokens_details") or {}).get("cached_tokens"),
     )

@@ -96,8 +96,16 @@ def completion_of(message: AIMessage) -> Completion:
         model=model if isinstance(model, str) and model else None,
         input_tokens=usage["input_tokens"] if usage else None,
         output_tokens=usage["output_tokens"] if usage else None,
+        cached_tokens=_cached(usage),
         payload=message,
     )
+
+
+def _cached(usage: UsageMetadata | None) -> int | None:
+    """Of the input tokens, those read from the prompt cache."""
+    told = usage.get("input_token_details") if usage else None
+    count = told.get("cache_read") if isinstance(told, Mapping) else None
+    return count if isinstance(count, int) and 0 <= count <= MOST_TOKENS else None
 
 
 def _logprobs(reported: Any) -> tuple[float, ...]:

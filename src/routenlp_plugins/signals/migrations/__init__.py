@@ -1,0 +1,1 @@
+"""The schema of the trace store, version by version (Alembic)."""

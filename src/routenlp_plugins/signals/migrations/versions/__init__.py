@@ -1,0 +1,1 @@
+"""One module for each version, written once and never changed."""

@@ -1,0 +1,166 @@
+"""From what happened to rows of the tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import DataError
+from ..types import Attempt, Query, Trace
+from .redaction import Redaction
+from .signal import Signal
+
+__all__ = ["ORIGINS", "PURPOSES", "Extra", "Recorded", "rows_of_extra", "rows_of_trace", "row_of_signal"]
+
+ORIGINS = ("served", "collected", "imported")
+"""Of a trace: a policy decided, a chain ran without one, another system recorded it."""
+PURPOSES = ("answer", "audit", "shadow", "judge", "distillation")
+"""What a call was made for."""
+
+Rows = dict[str, list[dict[str, Any]]]
+"""Table -> rows to insert."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """A trace as it was handed to the store.
+
+    Attributes:
+        runs: other ids by which the trace is known, or with a position one of its calls.
+    """
+
+    id: str
+    at: float
+    trace: Trace
+    origin: str = "served"
+    unit: str | None = None
+    propensity: float | None = None
+    runs: Mapping[str, int | None] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.trace, Trace):
+            raise DataError(f"record: expected the trace of an answer, got {type(self.trace).__name__}")
+        if self.origin not in ORIGINS:
+            raise DataError(f"record: origin must be one of {', '.join(ORIGINS)}, got {self.origin!r}")
+        names = {"run_id": self.id, "unit": self.unit, "task": self.trace.task, "query id": self.trace.query.id}
+        for name, value in {**names, **{f"runs: {run!r}": run for run in self.runs}}.items():
+            most = 64 if name == "run_id" else 256
+            if value is not None and not (isinstance(value, str) and 0 < len(value) <= most):
+                raise DataError(f"record: {name} must be a string of 1 to {most} characters, got {value!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class Extra:
+    """Calls beside those that answered: for an audit, a shadow run, a judge, distillation."""
+
+    trace_id: str
+    purpose: str
+    attempts: tuple[Attempt, ...]
+
+    def __post_init__(self) -> None:
+        if self.purpose not in PURPOSES[1:]:
+            raise DataError(f"purpose must be one of {', '.join(PURPOSES[1:])}, got {self.purpose!r}")
+
+
+def rows_of_trace(recorded: Recorded, redaction: Redaction) -> Rows:
+    """All rows of a trace."""
+    trace = recorded.trace
+    calls, answers = _calls(recorded.id, 0, "answer", trace.attempts, redaction)
+    accepted = [attempt.tier for attempt in trace.attempts if attempt.accepted]
+    known = {**({trace.query.id: None} if trace.query.id else {}), **recorded.runs}
+    return {
+        "traces": [
+            {
+                "id": recorded.id,
+                "at": recorded.at,
+                "origin": recorded.origin,
+                "query_id": trace.query.id,
+                "task": trace.task,
+                "unit": recorded.unit,
+                "tier": accepted[0] if accepted else None,
+                "reason": redaction.reason(trace.reason),
+                "propensity": recorded.propensity,
+            }
+        ],
+        "calls": calls,
+        "contents": _contents(recorded.id, trace.query, answers, redaction),
+        "runs": [
+            {"run_id": run, "trace_id": recorded.id, "position": position}
+            for run, position in known.items()
+            if run != recorded.id
+        ],
+    }
+
+
+def rows_of_extra(extra: Extra, first: int, redaction: Redaction) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The calls, from this position on, and position -> texts of their answers."""
+    return _calls(extra.trace_id, first, extra.purpose, extra.attempts, redaction)
+
+
+def row_of_signal(signal: Signal, at: float) -> dict[str, Any]:
+    """The row of a signal that was given at this time."""
+    return {
+        "run_id": signal.run_id,
+        "kind": signal.kind,
+        "source": signal.source,
+        "other": signal.other or "",
+        "value": float(signal.value),
+        "given": 1,
+        "at": float(at if signal.at is None else signal.at),
+    }
+
+
+def _calls(
+    trace_id: str, first: int, purpose: str, attempts: Sequence[Attempt], redaction: Redaction
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    calls, answers = [], {}
+    for position, attempt in enumerate(attempts, start=first):
+        made = attempt.completion
+        calls.append(
+            {
+                "trace_id": trace_id,
+                "position": position,
+                "purpose": purpose,
+                "tier": attempt.tier,
+                "accepted": attempt.accepted,
+                "confidence": attempt.confidence,
+                "threshold": attempt.threshold,
+                "model": made and made.model,
+                "prompt": made and made.prompt,
+                "input_tokens": made and made.input_tokens,
+                "cached_tokens": made and made.cached_tokens,
+                "output_tokens": made and made.output_tokens,
+                "cost_usd": made and made.cost_usd,
+                "latency_ms": made and made.latency_ms,
+                "error": redaction.error(attempt.error),
+                "evidence": None if made is None else _evidence(made),
+            }
+        )
+        if made is not None:
+            texts = {"text": made.text, "said": made.said, "asked": made.asked}
+            kept = {name: kept for name, words in texts.items() if (kept := redaction.text(words)) is not None}
+            if kept:
+                answers[str(position)] = kept
+    return calls, answers
+
+
+def _evidence(made: Any) -> dict[str, Any] | None:
+    found = {
+        "confidence": made.confidence,
+        "mean_logprob": made.mean_logprob,
+        "token_logprobs": made.token_logprobs and list(made.token_logprobs),
+        "scores": dict(made.scores) or None,
+    }
+    return {name: value for name, value in found.items() if value is not None} or None
+
+
+def _contents(trace_id: str, query: Query, answers: dict[str, Any], redaction: Redaction) -> list[dict[str, Any]]:
+    text = redaction.text(query.text)
+    messages = None
+    if query.messages is not None:
+        kept = [{**message, "content": redaction.text(str(message.get("content", "")))} for message in query.messages]
+        messages = [message for message in kept if message["content"] is not None] or None
+    if text is None and messages is None and not answers:
+        return []
+    return [{"trace_id": trace_id, "text": text, "messages": messages, "answers": answers}]

@@ -1,0 +1,342 @@
+"""The trace store: what chains did and what people thought of it, in SQLite or PostgreSQL."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from time import sleep, time, time_ns
+from types import TracebackType
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection, case, delete, exists, func, insert, or_, select
+from sqlalchemy.dialects import postgresql, sqlite
+
+from ..errors import DataError
+from ..types import Attempt, Trace
+from . import tables
+from .engine import open_engine, writing
+from .reading import read_traces
+from .redaction import Redact, Redaction
+from .rows import Extra, Recorded, row_of_signal, rows_of_extra, rows_of_trace
+from .signal import Signal
+from .writer import Writer
+
+__all__ = ["Counts", "StoreOptions", "TraceStore"]
+
+Made = TypeVar("Made")
+
+LATE_SECONDS = 86_400.0
+
+
+@dataclass(frozen=True, slots=True)
+class StoreOptions:
+    """How a store keeps what it is given.
+
+    Attributes:
+        capacity: of what waits to be written, traces and signals by themselves; beyond it the oldest is dropped.
+        batch: the most that one transaction writes of each.
+        interval: seconds until what was given is written at the latest.
+        keep_days: older traces, and what was said of them, are deleted when the store is opened and once an hour;
+            None keeps all.
+    """
+
+    capacity: int = 50_000
+    batch: int = 500
+    interval: float = 0.05
+    keep_days: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("capacity", "batch"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise DataError(f"{name} must be 1, 2, ..., got {value!r}")
+        for name in ("interval", "keep_days"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not value > 0):
+                raise DataError(f"{name} must be above 0, got {value!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What a store holds.
+
+    Attributes:
+        traces, calls, signals: written.
+        repeated_signals: given again, the same or corrected.
+        late_signals: given more than a day after their trace.
+        unknown_signals: about a run that no trace is known of, so far.
+        dropped: traces and signals that were never written, because too much waited.
+    """
+
+    traces: int
+    calls: int
+    signals: int
+    repeated_signals: int
+    late_signals: int
+    unknown_signals: int
+    dropped: int
+
+    def as_dict(self) -> dict[str, int]:
+        """In JSON types."""
+        return asdict(self)
+
+
+class TraceStore:
+    """Keeps traces and signals; a context manager. Threads, event loops and processes may share one database.
+
+    `record` and `signal` return at once, with a future that resolves when the thing is committed (in an event loop:
+    `asyncio.wrap_future`). Nobody has to wait for it.
+
+    Args:
+        url: ``sqlite:///FILE`` or the file itself, or ``postgresql://USER@HOST/DATABASE``.
+        redact: ``"drop"`` keeps no text of users or models, ``"hash"`` the SHA-256 of each, a function what it
+            returns; None keeps all.
+        options: sizes and times.
+
+    Raises:
+        DataError: the database cannot be opened, is no trace store, or was written by a newer version.
+        MissingExtraError: PostgreSQL without its driver.
+    """
+
+    def __init__(self, url: str | Path, redact: Redact = None, options: StoreOptions | None = None) -> None:
+        self.options = options or StoreOptions()
+        self._redaction = Redaction(redact)
+        self.engine = open_engine(url)
+        self._process = os.getpid()
+        self._pruned = 0.0
+        self._prune_if_due()
+        self._writer = Writer(
+            self._write,
+            ("traces", "calls", "signals"),
+            self.options.capacity,
+            self.options.batch,
+            self.options.interval,
+        )
+
+    def __enter__(self) -> TraceStore:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def record(
+        self,
+        trace: Trace,
+        run_id: str | None = None,
+        *,
+        runs: Mapping[str, int | None] | None = None,
+        unit: str | None = None,
+        origin: str = "served",
+        propensity: float | None = None,
+        at: float | None = None,
+    ) -> Future[None]:
+        """Keep a trace.
+
+        Args:
+            run_id: its identity, by which signals find it; a trace whose identity is there already is not written
+                again. None makes a new one: signals then find it by the id of its query.
+            runs: other ids by which it may be known; with a position, those of its calls.
+            unit: what it belongs to (dialogue, user): traces of the same unit are not independent.
+            origin: ``served`` by a policy, ``collected`` from a chain without one, or ``imported``.
+            propensity: probability with which its quality was to be found out; None where that is not known.
+            at: seconds since 1970, UTC; None is now.
+
+        Raises:
+            DataError: the store is closed, or an identity is none.
+        """
+        identity = _new_id() if run_id is None else run_id
+        recorded = Recorded(
+            identity, time() if at is None else at, trace, origin, unit, propensity, {} if runs is None else dict(runs)
+        )
+        return self._writer.put("traces", recorded)
+
+    def record_calls(self, trace_id: str, purpose: str, attempts: Sequence[Attempt]) -> Future[None]:
+        """Add calls that were made for a trace beside its answer: ``audit``, ``shadow``, ``judge``, ``distillation``.
+
+        The trace has to be recorded before.
+        """
+        return self._writer.put("calls", Extra(trace_id, purpose, tuple(attempts)))
+
+    def signal(
+        self,
+        run_id: str,
+        kind: str,
+        value: float,
+        source: str = "user",
+        *,
+        at: float | None = None,
+        other: str | None = None,
+    ) -> Future[None]:
+        """Keep what a source says about a run; see `Signal`. The same again changes nothing, a later value corrects.
+
+        Raises:
+            DataError: it is no signal, or the store is closed.
+        """
+        return self._writer.put("signals", (Signal(str(run_id), kind, value, source, at, other), time()))
+
+    def flush(self, timeout: float | None = None) -> None:
+        """Wait until all that was given before is committed.
+
+        Raises:
+            DeadlineExceededError: it is not, after `timeout` seconds.
+            DataError: some of what was given since the last flush was dropped or refused.
+        """
+        self._writer.flush(timeout)
+
+    def close(self, timeout: float | None = 30.0) -> None:
+        """Write what is left and let go of the database."""
+        self._writer.close(timeout)
+        self._reading.dispose()
+
+    def counts(self) -> Counts:
+        """What the store holds, of all processes that write to it."""
+        signals = tables.signals
+        late = _has_trace(signals.c.at > tables.traces.c.at + LATE_SECONDS)
+        with self._reading.begin() as connection:
+
+            def number(of: Any) -> int:
+                return int(connection.scalar(of) or 0)
+
+            return Counts(
+                traces=number(select(func.count()).select_from(tables.traces)),
+                calls=number(select(func.count()).select_from(tables.calls)),
+                signals=number(select(func.count()).select_from(signals)),
+                repeated_signals=number(select(func.sum(signals.c.given - 1))),
+                late_signals=number(select(func.count()).select_from(signals).where(late)),
+                unknown_signals=number(select(func.count()).select_from(signals).where(~_has_trace())),
+                dropped=number(select(func.sum(tables.drops.c.number))),
+            )
+
+    def traces(self, since: float | None = None, until: float | None = None) -> Iterator[Recorded]:
+        """What was recorded in [since, until), seconds since 1970, in order of time."""
+        return read_traces(self._reading, since, until)
+
+    def prune(self, before: float) -> int:
+        """Delete the traces before a time, seconds since 1970, and what was said of them; how many there were."""
+        with writing(self._reading) as connection:
+            return _pruned(connection, before)
+
+    @property
+    def _reading(self) -> Any:
+        if os.getpid() != self._process:
+            # a connection cannot be shared with the process it was forked from
+            self.engine.dispose(close=False)
+            self._process = os.getpid()
+        return self.engine
+
+    def _prune_if_due(self) -> None:
+        days = self.options.keep_days
+        if days is not None and time() - self._pruned > 3600:
+            self.prune(time() - days * 86_400)
+            self._pruned = time()
+
+    def _write(self, things: Sequence[Any], dropped: Mapping[str, int]) -> None:
+        """One batch, one transaction; called in the writer's thread."""
+        self._prune_if_due()
+        recorded = {thing.id: thing for thing in reversed(things) if isinstance(thing, Recorded)}
+        rows = _Rows()
+        with writing(self._reading) as connection:
+            known = _known(connection, list(recorded))
+            for identity in reversed(recorded):
+                if identity not in known:
+                    rows.add(_gently(rows_of_trace, recorded[identity], self._redaction))
+            rows.insert(connection)
+            for thing in things:
+                if isinstance(thing, Extra):
+                    _add_calls(connection, thing, self._redaction)
+            given = [row_of_signal(*thing) for thing in things if isinstance(thing, tuple)]
+            if given:
+                connection.execute(_upsert(connection), given)
+            lost = [{"at": time(), "what": lane, "number": number} for lane, number in dropped.items() if number]
+            if lost:
+                connection.execute(insert(tables.drops), lost)
+
+
+class _Rows:
+    """Rows of several traces, table by table in the order in which they may be inserted."""
+
+    def __init__(self) -> None:
+        self.of: dict[str, list[dict[str, Any]]] = {"traces": [], "calls": [], "contents": [], "runs": []}
+
+    def add(self, rows: Mapping[str, list[dict[str, Any]]]) -> None:
+        for name, some in rows.items():
+            self.of[name] += some
+
+    def insert(self, connection: Connection) -> None:
+        for name, rows in self.of.items():
+            if rows:
+                connection.execute(insert(tables.metadata.tables[name]), rows)
+
+
+def _gently(make: Callable[..., Made], *given: Any) -> Made:
+    """Let a thread that answers a request go first: the interpreter would make it wait for 5 ms."""
+    sleep(0)
+    return make(*given)
+
+
+def _known(connection: Connection, ids: Sequence[str]) -> set[str]:
+    if not ids:
+        return set()
+    return set(connection.scalars(select(tables.traces.c.id).where(tables.traces.c.id.in_(ids))))
+
+
+def _add_calls(connection: Connection, extra: Extra, redaction: Redaction) -> None:
+    calls, contents = tables.calls, tables.contents
+    if not _known(connection, [extra.trace_id]):
+        raise DataError(f"no trace {extra.trace_id!r} is known; record it before its {extra.purpose} calls")
+    last = connection.scalar(select(func.max(calls.c.position)).where(calls.c.trace_id == extra.trace_id))
+    rows, answers = rows_of_extra(extra, 0 if last is None else last + 1, redaction)
+    if rows:
+        connection.execute(insert(calls), rows)
+    if answers:
+        mine = contents.c.trace_id == extra.trace_id
+        kept = connection.scalar(select(contents.c.answers).where(mine))
+        if kept is None:
+            connection.execute(insert(contents), {"trace_id": extra.trace_id, "answers": answers})
+        else:
+            connection.execute(contents.update().where(mine).values(answers={**kept, **answers}))
+
+
+def _upsert(connection: Connection) -> Any:
+    """Insert signals; of one that is there already the later value holds."""
+    signals = tables.signals
+    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
+    new = dialect.insert(signals)
+    later = new.excluded.at >= signals.c.at
+    return new.on_conflict_do_update(
+        index_elements=list(signals.primary_key),
+        set_={
+            "value": case((later, new.excluded.value), else_=signals.c.value),
+            "at": case((later, new.excluded.at), else_=signals.c.at),
+            "given": signals.c.given + 1,
+        },
+    )
+
+
+def _has_trace(*conditions: Any) -> Any:
+    """Of a signal: whether there is a trace of these conditions that it may be about."""
+    traces, runs, signals = tables.traces, tables.runs, tables.signals
+    itself = select(traces.c.id).where(traces.c.id == signals.c.run_id, *conditions).correlate(signals)
+    other = select(traces.c.id).join(runs, runs.c.trace_id == traces.c.id)
+    return or_(exists(itself), exists(other.where(runs.c.run_id == signals.c.run_id, *conditions).correlate(signals)))
+
+
+def _pruned(connection: Connection, before: float) -> int:
+    traces, signals = tables.traces, tables.signals
+    kept = _has_trace(traces.c.at >= before)
+    connection.execute(delete(signals).where(~kept, or_(signals.c.at < before, _has_trace(traces.c.at < before))))
+    return int(connection.execute(delete(traces).where(traces.c.at < before)).rowcount)
+
+
+def _new_id() -> str:
+    """Ordered by time (UUID version 7, RFC 9562), so that an index grows at its end."""
+    value = (time_ns() // 1_000_000) << 80 | int.from_bytes(os.urandom(10), "big")
+    value = value & ~(0xF000 << 64) | (0x7000 << 64)
+    value = value & ~(0xC000 << 48) | (0x8000 << 48)
+    text = f"{value:032x}"
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
