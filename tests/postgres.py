@@ -57,15 +57,18 @@ class PostgresServer:
         return f"postgresql://tester@127.0.0.1:{self.port}/{database}"
 
     def start(self) -> None:
-        self._server = subprocess.Popen(
-            [self._binaries / "postgres", "-D", self.data, "-p", str(self.port), "-k", self.folder, "-h", "127.0.0.1"],
-            cwd=self.folder,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            **self._user,
-        )
-        deadline = time.monotonic() + 30
+        command = [self._binaries / "postgres", "-D", self.data, "-p", str(self.port), "-k", self.folder]
+        deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
+            if self._server is None or self._server.poll() is not None:
+                # not at once, as long as a process of the one before holds on to its memory
+                self._server = subprocess.Popen(
+                    [*command, "-h", "127.0.0.1"],
+                    cwd=self.folder,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    **self._user,
+                )
             done = subprocess.run(
                 [self._binaries / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(self.port)], check=False
             )

@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from .signals.signal import Signal as Signal
     from .signals.store import StoreOptions as StoreOptions
     from .signals.store import TraceStore as TraceStore
+    from .tiers.boundary import received as received
     from .tiers.llama_cpp import LlamaCppTier as LlamaCppTier
     from .tiers.openai_compatible import OpenAICompatibleTier as OpenAICompatibleTier
     from .tiers.openai_format import alternative_scores as alternative_scores
@@ -112,6 +113,7 @@ _MODULES = {
     "sessions": ("session_after",),
     "signals.signal": ("Signal",),
     "signals.store": ("StoreOptions", "TraceStore"),
+    "tiers.boundary": ("received",),
     "tiers.llama_cpp": ("LlamaCppTier",),
     "tiers.openai_compatible": ("OpenAICompatibleTier",),
     "tiers.openai_format": ("alternative_scores",),

@@ -35,7 +35,9 @@ def open_engine(url: str | Path) -> Engine:
     """
     address = _address(url)
     local = address.get_backend_name() == "sqlite"
-    engine = create_engine(address, pool_pre_ping=not local, connect_args={} if local else PATIENCE)
+    engine = create_engine(
+        address, pool_pre_ping=not local, connect_args={} if local else PATIENCE, hide_parameters=True
+    )
     if local:
         event.listen(engine, "connect", _prepare)
         event.listen(engine, "begin", _begin)

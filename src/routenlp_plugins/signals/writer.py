@@ -75,7 +75,7 @@ class Writer:
         self._lost = Counter[str]()
         self._lock, self._wake = Lock(), Event()
         self._closed = False
-        self._gave_up = False
+        self._gave_up = Event()
         self._thread = Thread(target=self._run, name="trace-store", daemon=True)
         self._thread.start()
 
@@ -134,21 +134,30 @@ class Writer:
             self._closed = True
         self._wake.set()
         self._thread.join(timeout)
-        self._gave_up = True
+        self._gave_up.set()
         self._wake.set()
         atexit.unregister(self.close)
 
     def _run(self) -> None:
-        wait_for = 0.0
-        while not self._gave_up:
-            self._wake.wait(wait_for or self._interval)
+        failures = 0
+        while not self._gave_up.is_set():
+            if failures:
+                # what comes in meanwhile is no reason to try earlier
+                self._gave_up.wait(min(0.1 * 2**failures, LONGEST_WAIT))
+            else:
+                self._wake.wait(self._interval)
             self._wake.clear()
             while (batch := self._taken()) or self._untold:
-                if not self._written(batch):
+                error = self._written(batch)
+                if error is not None:
                     self._returned(batch)
-                    wait_for = min(max(2 * wait_for, 0.1), LONGEST_WAIT)
+                    if not failures:
+                        logger.warning("the trace store cannot be written to and is tried again: %s", error)
+                    failures += 1
                     break
-                wait_for = 0.0
+                if failures:
+                    logger.warning("the trace store is written to again")
+                failures = 0
             else:
                 if self._closed:
                     return
@@ -174,8 +183,8 @@ class Writer:
                     self._lost[lane] += len(dropped)
             self._tell_dropped(lane, dropped)
 
-    def _written(self, batch: Mapping[str, list[Item]]) -> bool:
-        """Whether the database took the batch; a part of it that it will never take is refused by itself."""
+    def _written(self, batch: Mapping[str, list[Item]]) -> str | None:
+        """Why the database may take the batch later; a part of it that it will never take is refused by itself."""
         items = [item for lane in batch.values() for item in lane]
         with self._lock:
             untold, self._untold = self._untold, Counter()
@@ -184,24 +193,23 @@ class Writer:
             for item in items:
                 item.settle()
             self._settled()
-            return True
+            return None
         with self._lock:
             self._untold += untold
         if _passing(error):
-            logger.warning("the trace store cannot be written to and is tried again: %s", type(error).__name__)
-            return False
+            return type(error).__name__
         # one of them is at fault: each by itself
         for lane, some in batch.items():
             for item in some:
                 error = self._tried([item], {})
                 if error is not None and _passing(error):
-                    return False
+                    return type(error).__name__
                 item.settle(None if error is None else DataError(f"not written: {error}"))
                 if error is not None:
                     self._lost[lane] += 1
                     logger.warning("the trace store refused one of %s: %s", lane, type(error).__name__)
         self._settled()
-        return True
+        return None
 
     def _settled(self) -> None:
         with self._lock:

@@ -2,5 +2,6 @@
 
 from .chains import Decisions, RouterRunnable, chain_tiers
 from .chat_model import RouterChatModel
+from .signals import SignalCallbackHandler
 
-__all__ = ["Decisions", "RouterChatModel", "RouterRunnable", "chain_tiers"]
+__all__ = ["Decisions", "RouterChatModel", "RouterRunnable", "SignalCallbackHandler", "chain_tiers"]

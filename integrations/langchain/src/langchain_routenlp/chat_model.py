@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from langchain_core.caches import BaseCache
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
+from langchain_core.callbacks.manager import ahandle_event, handle_event
 from langchain_core.language_models import BaseChatModel, LangSmithParams, LanguageModelInput
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
@@ -32,37 +32,13 @@ from routenlp_plugins import (
 )
 
 from .messages import answer_message, query_of
+from .options import beyond_text, settings
 from .tiers import LangChainTier, ModelCall
 
-__all__ = ["RouterChatModel"]
+__all__ = ["DECISION", "RouterChatModel"]
 
 _SAMPLING = ("temperature", "max_tokens")
 _OF_THE_TIERS = {"timeout", "max_retries", "api_key", "streaming"}
-_BEYOND_TEXT = {
-    **dict.fromkeys(("tools", "functions", "web_search_options", "mcp_servers"), "tools"),
-    **dict.fromkeys(
-        (
-            "response_format",
-            "response_schema",
-            "response_json_schema",
-            "response_mime_type",
-            "format",
-            "output_format",
-            "output_config",
-            "text",
-            "guided_json",
-        ),
-        "structured output",
-    ),
-    "modalities": "other media",
-    "model": "another model",
-    "model_name": "another model",
-}
-_HARMLESS = {
-    *("user", "metadata", "timeout", "request_timeout", "max_retries", "store", "service_tier", "extra_headers"),
-    *("stream", "streaming", "stream_usage", "stream_options", "prompt_cache_key", "safety_identifier"),
-}
-"""Options that do not change what is answered; all others must be as they were when outcomes were collected."""
 Quality = Callable[[Query, Completion], float | None]
 _TOOL_OPTIONS = "routenlp_tool_options"
 """Comes with tools that were bound to the router and are in no provider's form yet: what else they were bound with."""
@@ -235,7 +211,10 @@ class RouterChatModel(BaseChatModel):
     ) -> ChatResult:
         query, dispatcher = self._prepare(messages, stop, run_manager, kwargs)
         with _errors_of_the_frontier(dispatcher):
-            return _result(self._answering(dispatcher).run(query))
+            answer = self._answering(dispatcher).run(query)
+        if run_manager is not None:
+            handle_event(*_announcement(run_manager, answer), **_place(run_manager))
+        return _result(answer)
 
     async def _agenerate(
         self,
@@ -246,7 +225,10 @@ class RouterChatModel(BaseChatModel):
     ) -> ChatResult:
         query, dispatcher = self._prepare(messages, stop, run_manager, kwargs)
         with _errors_of_the_frontier(dispatcher):
-            return _result(await self._answering(dispatcher).arun(query))
+            answer = await self._answering(dispatcher).arun(query)
+        if run_manager is not None:
+            await ahandle_event(*_announcement(run_manager, answer), **_place(run_manager))
+        return _result(answer)
 
     def _answering(self, dispatcher: Dispatcher) -> Dispatcher | Auditor:
         # what is pinned to a tier says nothing about the policy
@@ -271,10 +253,10 @@ class RouterChatModel(BaseChatModel):
         if not options.get("tools"):
             options = {name: value for name, value in options.items() if name not in ("tools", "tool_choice")}
             tool_options = None
-        requires = frozenset(_BEYOND_TEXT[name] for name, value in options.items() if name in _BEYOND_TEXT and value)
+        requires = beyond_text(options)
         task = (run_manager.metadata if run_manager else {}).get("routenlp_task", self.task)
         call = ModelCall(messages, self.stop if stop is None else stop, options, tool_options)
-        query = query_of(messages, task, requires, _settings({**options, "stop": call.stop}), call)
+        query = query_of(messages, task, requires, settings({**options, "stop": call.stop}), call)
         dispatcher = self._dispatcher
         if pinned is not None and pinned in self.tiers:
             dispatcher = dispatcher.pinned(pinned)
@@ -292,32 +274,6 @@ class RouterChatModel(BaseChatModel):
         return query, dispatcher
 
 
-def _settings(options: Mapping[str, Any]) -> str:
-    """The options that change answers, in a fixed notation; none of them is empty."""
-    telling = {name: value for name, value in options.items() if value not in (None, [], {})}
-    changing = {
-        name: _plain(value)
-        for name, value in telling.items()
-        if name not in _HARMLESS and name not in _BEYOND_TEXT and name != "tool_choice" and not name.startswith("ls_")
-    }
-    return json.dumps(changing, sort_keys=True) if changing else ""
-
-
-def _plain(value: Any) -> Any:
-    """The same for the same value in every process, and for 1 and 1.0."""
-    if isinstance(value, Mapping):
-        return {str(name): _plain(of) for name, of in value.items()}
-    if isinstance(value, set | frozenset):
-        return sorted(map(repr, value))
-    if isinstance(value, list | tuple):
-        return [_plain(of) for of in value]
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    if value is None or isinstance(value, str | int | float | bool):
-        return value
-    return getattr(value, "__qualname__", type(value).__qualname__)
-
-
 @contextmanager
 def _errors_of_the_frontier(dispatcher: Dispatcher) -> Iterator[None]:
     """A failing chat model raises what it raised without us, so that retries and fallbacks still know it."""
@@ -332,6 +288,18 @@ def _errors_of_the_frontier(dispatcher: Dispatcher) -> Iterator[None]:
             raise
         own.add_note(f"routenlp: {error}")
         raise own from own.__cause__
+
+
+DECISION = "routenlp_decision"
+"""Name of the custom event that tells handlers the whole trace of an answer, under ``trace``."""
+
+
+def _announcement(manager: CallbackManagerForLLMRun | AsyncCallbackManagerForLLMRun, answer: Answer) -> tuple[Any, ...]:
+    return manager.handlers, "on_custom_event", "ignore_custom_event", DECISION, {"trace": answer.trace}
+
+
+def _place(manager: CallbackManagerForLLMRun | AsyncCallbackManagerForLLMRun) -> dict[str, Any]:
+    return {"run_id": manager.run_id, "tags": manager.tags, "metadata": manager.metadata}
 
 
 def _result(answer: Answer) -> ChatResult:

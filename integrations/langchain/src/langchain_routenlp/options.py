@@ -1,0 +1,66 @@
+"""Options of a call: what of them asks for more than text, and what of them changes answers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["beyond_text", "settings"]
+
+BEYOND_TEXT = {
+    **dict.fromkeys(("tools", "functions", "web_search_options", "mcp_servers"), "tools"),
+    **dict.fromkeys(
+        (
+            "response_format",
+            "response_schema",
+            "response_json_schema",
+            "response_mime_type",
+            "format",
+            "output_format",
+            "output_config",
+            "text",
+            "guided_json",
+        ),
+        "structured output",
+    ),
+    "modalities": "other media",
+    "model": "another model",
+    "model_name": "another model",
+}
+HARMLESS = {
+    *("user", "metadata", "timeout", "request_timeout", "max_retries", "store", "service_tier", "extra_headers"),
+    *("stream", "streaming", "stream_usage", "stream_options", "prompt_cache_key", "safety_identifier"),
+}
+"""Options that do not change what is answered; all others must be as they were when outcomes were collected."""
+
+
+def beyond_text(options: Mapping[str, Any]) -> frozenset[str]:
+    """What they ask for that no certificate covers."""
+    return frozenset(BEYOND_TEXT[name] for name, value in options.items() if name in BEYOND_TEXT and value)
+
+
+def settings(options: Mapping[str, Any]) -> str:
+    """The options that change answers, in a fixed notation; none of them is empty."""
+    telling = {name: value for name, value in options.items() if value not in (None, [], {})}
+    changing = {
+        name: _plain(value)
+        for name, value in telling.items()
+        if name not in HARMLESS and name not in BEYOND_TEXT and name != "tool_choice" and not name.startswith("ls_")
+    }
+    return json.dumps(changing, sort_keys=True) if changing else ""
+
+
+def _plain(value: Any) -> Any:
+    """The same for the same value in every process, and for 1 and 1.0."""
+    if isinstance(value, Mapping):
+        return {str(name): _plain(of) for name, of in value.items()}
+    if isinstance(value, set | frozenset):
+        return sorted(map(repr, value))
+    if isinstance(value, list | tuple):
+        return [_plain(of) for of in value]
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    return getattr(value, "__qualname__", type(value).__qualname__)

@@ -1,0 +1,380 @@
+"""Listens to a chain that runs already, and keeps what it did."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from threading import Lock
+from time import perf_counter, time
+from typing import Any
+from uuid import UUID
+
+from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.exceptions import OutputParserException
+from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.outputs import ChatGeneration, LLMResult
+from pydantic import ValidationError
+
+from routenlp_plugins import (
+    Attempt,
+    Call,
+    Completion,
+    Portfolio,
+    PortfolioError,
+    Query,
+    Tier,
+    TierError,
+    Trace,
+    TraceStore,
+    received,
+)
+
+from .chat_model import DECISION
+from .messages import completion_of, query_of
+from .options import beyond_text, settings
+
+__all__ = ["SignalCallbackHandler"]
+
+MOST_RUNS = 100_000
+"""That are under way at once; of more the oldest are forgotten: their ends never came."""
+_UNITS = ("routenlp_unit", "thread_id", "session_id", "conversation_id")
+_NO_SIGN = {"StrOutputParser"}
+"""Parsers that take anything."""
+
+
+@dataclass(slots=True)
+class _Root:
+    """What happened so far under a run that nobody called from another."""
+
+    id: UUID
+    failed: dict[str, list[tuple[UUID, Query, Attempt]]] = field(default_factory=dict)
+    answered: dict[str, str] = field(default_factory=dict)
+    last: str | None = None
+    errors: list[BaseException] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Run:
+    parent: UUID | None
+    root: _Root
+    name: str
+    parses: bool = False
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    query: Query | None = None
+    at: float = 0.0
+    began: float = 0.0
+    decided: Trace | None = None
+    last: str | None = None
+
+
+class SignalCallbackHandler(BaseCallbackHandler):
+    """Keeps every call of a model in a trace store, and what the chain itself tells of its quality.
+
+    Attach it to any chain: ``chain.invoke(input, {"callbacks": [handler]})``. Nothing is routed, and no request waits.
+    Each call of a model is a trace, with failed attempts at the same messages before it; it is found by the run id
+    of the call and by those of all runs around it: ``store.signal(run_id, "thumbs", 1)``. What parsers, validators,
+    tools and repeated questions say becomes signals by itself. Behind a `RouterChatModel` the whole decision is kept.
+
+    The task is ``config["metadata"]["routenlp_task"]``, else `task`. Calls under one root run belong together, and so
+    do those of one ``thread_id`` or ``session_id`` in the metadata.
+
+    LangChain tells handlers of ``stop`` and ``response_format``, not of other options that are bound to a model, such
+    as ``temperature``: outcomes of such a chain certify another prompt than the router meets, which stays on the
+    frontier and says so. Set them on the model itself.
+
+    Args:
+        store: what keeps it; flushing and closing it is the caller's.
+        portfolio: prices the calls; without one their cost is unknown.
+        tiers: name of a model, as its provider knows it -> name of the tier; others are the portfolio's frontier, or
+            tiers of the model's own name without a portfolio.
+        task: of all calls that name none.
+
+    Raises:
+        PortfolioError: `tiers` names one that the portfolio does not have.
+    """
+
+    run_inline = True
+
+    def __init__(
+        self,
+        store: TraceStore,
+        *,
+        portfolio: Portfolio | None = None,
+        tiers: Mapping[str, str] | None = None,
+        task: str | None = None,
+    ) -> None:
+        self.store = store
+        self.portfolio = portfolio
+        self.tiers = dict(tiers or {})
+        if portfolio is not None:
+            for name in self.tiers.values():
+                portfolio.tier(name)
+        self.task = task or (portfolio.tasks[0].name if portfolio and len(portfolio.tasks) == 1 else "default")
+        self._runs: dict[UUID, _Run] = {}
+        self._lock = Lock()
+
+    # runs of any kind
+
+    def on_chain_start(
+        self,
+        serialized: dict[str, Any] | None,
+        inputs: Any,
+        *,
+        run_id: UUID,
+        parent_run_id: UUID | None = None,
+        metadata: dict[str, Any] | None = None,
+        **facts: Any,
+    ) -> None:
+        """Remember where the run belongs."""
+        run = self._begin(run_id, parent_run_id, _name(serialized, facts), metadata)
+        run.parses = facts.get("run_type") == "parser" and run.name not in _NO_SIGN
+
+    def on_chain_end(self, outputs: Any, *, run_id: UUID, **_: Any) -> None:
+        """A parser that could read the answer says so; so do structured outputs that keep the raw answer."""
+        run = self._runs.get(run_id)
+        if run is not None:
+            if run.parses:
+                self._says(run, "parser", 1.0, f"parser:{run.name}")
+            elif isinstance(outputs, dict) and {"raw", "parsed", "parsing_error"} <= outputs.keys():
+                self._says(run, "parser", float(outputs["parsing_error"] is None), "parser:structured output")
+        self._end(run_id)
+
+    def on_chain_error(self, error: BaseException, *, run_id: UUID, **_: Any) -> None:
+        """An answer that could not be read, or was not valid, speaks against it."""
+        run = self._runs.get(run_id)
+        if run is not None and not any(known is error for known in run.root.errors):
+            run.root.errors.append(error)
+            if isinstance(error, OutputParserException):
+                self._says(run, "parser", 0.0, f"parser:{run.name}")
+            elif isinstance(error, ValidationError):
+                self._says(run, "validator", 0.0, f"validator:{error.title}")
+        self._end(run_id)
+
+    def on_tool_start(
+        self,
+        serialized: dict[str, Any] | None,
+        input_str: str,
+        *,
+        run_id: UUID,
+        parent_run_id: UUID | None = None,
+        metadata: dict[str, Any] | None = None,
+        **facts: Any,
+    ) -> None:
+        """Remember where the run belongs."""
+        self._begin(run_id, parent_run_id, _name(serialized, facts), metadata)
+
+    def on_tool_end(self, output: Any, *, run_id: UUID, **_: Any) -> None:
+        """A tool that worked speaks for the answer that called it, and one whose message is an error against it."""
+        run = self._runs.get(run_id)
+        if run is not None:
+            self._says(run, "tool", float(getattr(output, "status", "success") != "error"), f"tool:{run.name}")
+        self._end(run_id)
+
+    def on_tool_error(self, error: BaseException, *, run_id: UUID, **_: Any) -> None:
+        """A tool that failed speaks against the answer that called it."""
+        run = self._runs.get(run_id)
+        if run is not None and type(error).__name__ not in ("GraphInterrupt", "GraphBubbleUp", "ParentCommand"):
+            self._says(run, "tool", 0.0, f"tool:{run.name}")
+        self._end(run_id)
+
+    def on_retriever_start(
+        self,
+        serialized: dict[str, Any] | None,
+        query: str,
+        *,
+        run_id: UUID,
+        parent_run_id: UUID | None = None,
+        metadata: dict[str, Any] | None = None,
+        **facts: Any,
+    ) -> None:
+        """Remember where the run belongs."""
+        self._begin(run_id, parent_run_id, _name(serialized, facts), metadata)
+
+    def on_retriever_end(self, documents: Any, *, run_id: UUID, **_: Any) -> None:
+        """Forget the run."""
+        self._end(run_id)
+
+    def on_retriever_error(self, error: BaseException, *, run_id: UUID, **_: Any) -> None:
+        """Forget the run."""
+        self._end(run_id)
+
+    # calls of models
+
+    def on_chat_model_start(
+        self,
+        serialized: dict[str, Any] | None,
+        messages: list[list[BaseMessage]],
+        *,
+        run_id: UUID,
+        parent_run_id: UUID | None = None,
+        metadata: dict[str, Any] | None = None,
+        options: dict[str, Any] | None = None,
+        **facts: Any,
+    ) -> None:
+        """Keep what was asked."""
+        run = self._begin(run_id, parent_run_id, _name(serialized, facts), metadata)
+        told = options or {}
+        run.query = query_of(messages[0], self._task(run), beyond_text(told), settings(told), None)
+        self._asked(run)
+
+    def on_llm_start(
+        self,
+        serialized: dict[str, Any] | None,
+        prompts: list[str],
+        *,
+        run_id: UUID,
+        parent_run_id: UUID | None = None,
+        metadata: dict[str, Any] | None = None,
+        **facts: Any,
+    ) -> None:
+        """Keep what was asked of a model that completes text."""
+        run = self._begin(run_id, parent_run_id, _name(serialized, facts), metadata)
+        run.query = Query(prompts[0] if prompts else "", task=self._task(run))
+        self._asked(run)
+
+    def on_custom_event(self, name: str, data: Any, *, run_id: UUID, **_: Any) -> None:
+        """Keep the decision of a router."""
+        run = self._runs.get(run_id)
+        if run is not None and name == DECISION and isinstance(data, dict) and isinstance(data.get("trace"), Trace):
+            run.decided = data["trace"]
+
+    def on_llm_end(self, response: LLMResult, *, run_id: UUID, **_: Any) -> None:
+        """Record the trace of the call."""
+        run = self._runs.get(run_id)
+        if run is not None and run.query is not None:
+            answer = _completion(response)
+            if run.decided is not None:
+                self._record(run_id, run, run.decided.attempts, run.decided)
+            elif answer is not None:
+                self._record(run_id, run, (self._attempt(run, answer, accepted=True),))
+            else:
+                self._failed(run_id, run, Attempt(self._tier(run, None).name, False, error="no answer"))
+        self._end(run_id)
+
+    def on_llm_error(self, error: BaseException, *, run_id: UUID, **_: Any) -> None:
+        """Keep the failure; it belongs to the next attempt at the same messages."""
+        run = self._runs.get(run_id)
+        if run is not None and run.query is not None:
+            failure = error if isinstance(error, Exception) else TierError(type(error).__name__, "")
+            self._failed(run_id, run, self._attempt(run, failure, accepted=False))
+        self._end(run_id)
+
+    # what is made of it
+
+    def _begin(self, run_id: UUID, parent_id: UUID | None, name: str, metadata: Mapping[str, Any] | None) -> _Run:
+        with self._lock:
+            parent = self._runs.get(parent_id) if parent_id is not None else None
+            root = _Root(parent_id or run_id) if parent is None else parent.root
+            run = _Run(parent_id, root, name, metadata=metadata or {}, at=time(), began=perf_counter())
+            self._runs[run_id] = run
+            if len(self._runs) > MOST_RUNS:
+                self._runs.pop(next(iter(self._runs)))
+            return run
+
+    def _end(self, run_id: UUID) -> None:
+        with self._lock:
+            run = self._runs.pop(run_id, None)
+            if run is None:
+                return
+            parent = self._runs.get(run.parent) if run.parent is not None else None
+            if parent is not None:
+                parent.last = run.last or parent.last
+                return
+            unanswered = list(run.root.failed.values())
+            run.root.failed.clear()
+        for failures in unanswered:
+            last, query, _ = failures[-1]
+            attempts = tuple(attempt for *_, attempt in failures)
+            trace = Trace(query, query.task, attempts, "every call of the model failed")
+            self._write(str(last), run, trace, {str(one): place for place, (one, *_) in enumerate(failures[:-1])})
+
+    def _asked(self, run: _Run) -> None:
+        """What is asked again was not answered well."""
+        before = run.root.answered.get(_key(run.query)) if run.query is not None else None
+        if before is not None:
+            self.store.signal(before, "retry", 0.0, "asked again")
+
+    def _attempt(self, run: _Run, answer: Completion | Exception, *, accepted: bool) -> Attempt:
+        tier = self._tier(run, answer.model if isinstance(answer, Completion) else None)
+        if run.query is None:
+            raise AssertionError("a call of a model has a query")
+        try:
+            if isinstance(answer, Completion):
+                answer = replace(answer, latency_ms=(perf_counter() - run.began) * 1e3)
+            completion = received(tier, Call(tier.name, run.query), answer)
+        except TierError as error:
+            return Attempt(tier.name, False, error=str(error))
+        return Attempt(tier.name, accepted, completion=completion)
+
+    def _tier(self, run: _Run, model: str | None) -> Tier:
+        known = [
+            name for name in (model, run.metadata.get("ls_model_name"), run.name) if isinstance(name, str) and name
+        ]
+        name = next((self.tiers[one] for one in known if one in self.tiers), None)
+        if self.portfolio is None:
+            return Tier(name or next(iter(known), "model"))
+        return self.portfolio.tier(name or self.portfolio.frontier)
+
+    def _failed(self, run_id: UUID, run: _Run, attempt: Attempt) -> None:
+        if run.query is not None:
+            with self._lock:
+                run.root.failed.setdefault(_key(run.query), []).append((run_id, run.query, attempt))
+
+    def _record(self, run_id: UUID, run: _Run, attempts: Sequence[Attempt], decided: Trace | None = None) -> None:
+        if run.query is None:
+            raise AssertionError("a call of a model has a query")
+        with self._lock:
+            failures = run.root.failed.pop(_key(run.query), [])
+            run.root.answered[_key(run.query)] = str(run_id)
+            run.root.last = run.last = str(run_id)
+        whole = (*(attempt for *_, attempt in failures), *attempts)
+        trace = Trace(run.query, run.query.task, whole, "collected")
+        if decided is not None:
+            trace = replace(decided, query=replace(decided.query, payload=None), attempts=whole)
+        others = {str(one): place for place, (one, *_) in enumerate(failures)}
+        self._write(str(run_id), run, trace, others, "collected" if decided is None else "served")
+
+    def _write(
+        self, name: str, run: _Run, trace: Trace, others: Mapping[str, int | None], origin: str = "collected"
+    ) -> None:
+        known: dict[str, int | None] = dict(others)
+        above = run.parent
+        while above is not None:
+            known[str(above)] = None
+            parent = self._runs.get(above)
+            above = parent.parent if parent is not None else None
+        unit = next((str(run.metadata[name]) for name in _UNITS if run.metadata.get(name)), str(run.root.id))
+        self.store.record(trace, name, runs=known, unit=unit, origin=origin, at=run.at)
+
+    def _says(self, run: _Run, kind: str, value: float, source: str) -> None:
+        """About the last answer in the run itself, among its siblings, or else under its root."""
+        parent = self._runs.get(run.parent) if run.parent is not None else None
+        about = run.last or (parent.last if parent is not None else None) or run.root.last
+        if about is not None:
+            self.store.signal(about, kind, value, source[:256])
+
+    def _task(self, run: _Run) -> str:
+        task = run.metadata.get("routenlp_task", self.task)
+        if not isinstance(task, str) or not task:
+            raise PortfolioError(f"routenlp_task must be the name of a task, got {task!r}")
+        return task
+
+
+def _key(query: Query) -> str:
+    """The same for the same question."""
+    return repr((query.text, query.messages, query.settings, sorted(query.requires)))
+
+
+def _name(serialized: dict[str, Any] | None, facts: Mapping[str, Any]) -> str:
+    return str(facts.get("name") or (serialized or {}).get("name") or "run")
+
+
+def _completion(response: LLMResult) -> Completion | None:
+    """The first answer, if there is one; what calls tools instead of saying something is one too."""
+    generation = next((one for some in response.generations for one in some), None)
+    if generation is None:
+        return None
+    message = generation.message if isinstance(generation, ChatGeneration) else None
+    if isinstance(message, AIMessage):
+        return replace(completion_of(message), payload=None)
+    return Completion(generation.text)

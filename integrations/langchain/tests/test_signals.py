@@ -1,0 +1,255 @@
+"""A handler on a chain that exists without us: what it keeps, and what the chain tells of its own quality."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from helpers import FRONTIER, SMALL, gated, portfolio, release
+from langchain_core.messages import AIMessage
+from langchain_core.output_parsers import JsonOutputParser, PydanticOutputParser, StrOutputParser
+from langchain_core.prompts import ChatPromptTemplate
+from langchain_core.runnables import RunnableLambda
+from langchain_core.tools import tool
+from langchain_openai import ChatOpenAI
+from pydantic import BaseModel
+from sqlalchemy import text
+
+from langchain_routenlp import RouterRunnable, SignalCallbackHandler
+from routenlp_plugins import Completion, PortfolioError, TraceStore
+from routenlp_plugins.testing import ScriptedServer
+
+PROMPT = ChatPromptTemplate.from_messages([("system", "Be kind."), ("human", "{text}")])
+QUESTION = {"text": "where is my card?"}
+
+
+class Reply(BaseModel):
+    """A structured reply."""
+
+    text: str
+
+
+class Script:
+    """What the server answers next, once each; the last again and again."""
+
+    def __init__(self) -> None:
+        self.answers: list[str] = ["an answer"]
+
+    def __call__(self, request: Any) -> str:
+        return self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+
+
+@pytest.fixture
+def script():
+    return Script()
+
+
+@pytest.fixture
+def server(script):
+    with ScriptedServer(script) as running:
+        yield running
+
+
+@pytest.fixture
+def store(tmp_path):
+    with TraceStore(tmp_path / "traces.db") as opened:
+        yield opened
+
+
+def chat(server: ScriptedServer, name: str = "big-model", **facts: Any) -> ChatOpenAI:
+    headers = {"Connection": "close"}
+    return ChatOpenAI(model=name, base_url=server.url, api_key="none", max_retries=0, default_headers=headers, **facts)
+
+
+def traces(store: TraceStore) -> list[Any]:
+    store.flush(10)
+    return list(store.traces())
+
+
+def signals(store: TraceStore) -> list[tuple[str, str, str, float]]:
+    store.flush(10)
+    with store.engine.connect() as connection:
+        rows = connection.execute(text("SELECT run_id, kind, source, value FROM signals ORDER BY at, kind, source"))
+        return [tuple(row) for row in rows]
+
+
+def test_a_chain_leaves_a_trace_with_all_that_its_model_said(server, store):
+    handler = SignalCallbackHandler(store, portfolio=portfolio(), tiers={"big-model": FRONTIER}, task="t")
+    chain = PROMPT | chat(server, logprobs=True) | StrOutputParser()
+    assert chain.invoke(QUESTION, {"callbacks": [handler]}) == "an answer"
+    (found,) = traces(store)
+    (attempt,) = found.trace.attempts
+    completion = attempt.completion
+    assert (found.origin, found.trace.task, found.trace.query.text) == ("collected", "t", QUESTION["text"])
+    assert found.trace.query.messages[0] == {"role": "system", "content": "Be kind."}
+    assert (attempt.tier, attempt.accepted, completion.text) == (FRONTIER, True, "an answer")
+    assert completion.model == "big-model"
+    assert completion.input_tokens > 0
+    assert completion.token_logprobs
+    assert completion.latency_ms > 0
+    assert completion.cost_usd == pytest.approx((completion.input_tokens + completion.output_tokens) * 10 / 1e6)
+
+
+def test_the_prompt_is_known_as_the_router_will_know_it(server, store):
+    """Outcomes that are made of such traces certify the prompt that the router meets in the same chain."""
+    handler = SignalCallbackHandler(store, portfolio=portfolio(), task="t")
+    chain = PROMPT | chat(server, temperature=0.5).bind(stop=["\n"]) | StrOutputParser()
+    chain.invoke(QUESTION, {"callbacks": [handler]})
+    routed = RouterRunnable.from_chain(chain, tiers={SMALL: lambda call: Completion("no")}, release=release(), task="t")
+    routed.invoke(QUESTION, {"callbacks": [handler]})
+    collected, served = traces(store)
+    assert collected.trace.accepted.completion.prompt == served.trace.accepted.completion.prompt != "none"
+
+
+async def test_a_chain_that_is_awaited_or_streamed_leaves_the_same(server, store):
+    handler = SignalCallbackHandler(store)
+    chain = PROMPT | chat(server) | StrOutputParser()
+    config = {"callbacks": [handler]}
+    chain.invoke(QUESTION, config)
+    await chain.ainvoke(QUESTION, config)
+    list(chain.stream(QUESTION, config))
+    assert [chunk async for chunk in chain.astream(QUESTION, config)]
+    chain.batch([QUESTION, QUESTION], config)
+    await asyncio.gather(*(chain.ainvoke(QUESTION, config) for _ in range(3)))
+    found = traces(store)
+    assert len(found) == 9
+    assert {recorded.trace.attempts[0].completion.text for recorded in found} == {"an answer"}
+    assert len({recorded.unit for recorded in found}) == 9
+    assert signals(store) == []
+    assert not handler._runs
+
+
+def test_feedback_to_the_run_of_the_user_finds_its_trace(server, store):
+    handler = SignalCallbackHandler(store)
+    chain = PROMPT | chat(server) | StrOutputParser()
+    mine = uuid4()
+    chain.invoke(QUESTION, {"callbacks": [handler], "run_id": mine})
+    store.signal(mine, "thumbs", 1)
+    assert str(mine) in traces(store)[0].runs
+    assert store.counts().unknown_signals == 0
+
+
+def test_an_answer_that_the_parser_cannot_read_is_a_signal(server, store, script):
+    handler = SignalCallbackHandler(store)
+    chain = PROMPT | chat(server) | JsonOutputParser()
+    script.answers = ["no json", '{"a": 1}']
+    with pytest.raises(ValueError, match="Invalid json output"):
+        chain.invoke(QUESTION, {"callbacks": [handler]})
+    chain.invoke(QUESTION, {"callbacks": [handler]})
+    bad, good = traces(store)
+    assert signals(store) == [
+        (bad.id, "parser", "parser:JsonOutputParser", 0.0),
+        (good.id, "parser", "parser:JsonOutputParser", 1.0),
+    ]
+
+
+def test_structured_output_tells_whether_it_is_valid(server, store, script):
+    handler = SignalCallbackHandler(store)
+    script.answers = ["nothing of the kind", '{"text": "yes"}']
+    model = chat(server).with_structured_output(Reply, method="json_mode", include_raw=True)
+    for _ in range(2):
+        (PROMPT | model).invoke(QUESTION, {"callbacks": [handler]})
+    said = [(kind, source, value) for _, kind, source, value in signals(store) if "structured" in source]
+    assert said == [("parser", "parser:structured output", 0.0), ("parser", "parser:structured output", 1.0)]
+
+
+def test_a_validator_behind_the_model_is_a_signal(server, store, script):
+    handler = SignalCallbackHandler(store)
+    script.answers = ['{"wrong": 1}']
+    strict = RunnableLambda(lambda message: Reply.model_validate_json(message.content))
+    with pytest.raises(ValueError, match="Reply"):
+        (PROMPT | chat(server) | strict).invoke(QUESTION, {"callbacks": [handler]})
+    (found,) = traces(store)
+    assert signals(store) == [(found.id, "validator", "validator:Reply", 0.0)]
+
+
+def test_a_question_that_is_asked_again_was_not_answered_well(server, store, script):
+    handler = SignalCallbackHandler(store)
+    script.answers = ["no json", '{"text": "yes"}']
+    chain = (PROMPT | chat(server) | PydanticOutputParser(pydantic_object=Reply)).with_retry(stop_after_attempt=2)
+    chain.invoke(QUESTION, {"callbacks": [handler]})
+    first, second = traces(store)
+    assert (first.id, "retry", "asked again", 0.0) in signals(store)
+    assert not [one for one in signals(store) if one[0] == second.id and one[3] == 0]
+    assert first.unit == second.unit
+
+
+def test_failed_attempts_belong_to_the_trace_of_the_answer(server, store):
+    handler = SignalCallbackHandler(store)
+    server.fail(500, times=1)
+    model = chat(server).with_retry(stop_after_attempt=3, wait_exponential_jitter=False)
+    (PROMPT | model | StrOutputParser()).invoke(QUESTION, {"callbacks": [handler]})
+    (found,) = traces(store)
+    assert [attempt.completion is None for attempt in found.trace.attempts] == [True, False]
+    assert "Error code: 500" in found.trace.attempts[0].error
+    assert 0 in found.runs.values()
+
+
+def test_a_model_that_never_answers_leaves_its_failures(server, store):
+    handler = SignalCallbackHandler(store)
+    server.fail(500, times=5)
+    with pytest.raises(Exception, match="scripted"):
+        (PROMPT | chat(server)).invoke(QUESTION, {"callbacks": [handler]})
+    (found,) = traces(store)
+    assert [attempt.accepted for attempt in found.trace.attempts] == [False]
+    assert found.trace.reason == "every call of the model failed"
+
+
+def test_tools_tell_of_the_call_that_asked_for_them(server, store):
+    @tool
+    def balance(account: str) -> str:
+        """The balance of an account."""
+        if account == "none":
+            raise ValueError("no such account")
+        return "5"
+
+    def agent(account: str) -> Any:
+        def run(_: Any, config: Any) -> Any:
+            (PROMPT | chat(server)).invoke(QUESTION, config)
+            return balance.invoke({"account": account}, config)
+
+        return RunnableLambda(run)
+
+    handler = SignalCallbackHandler(store)
+    agent("mine").invoke(QUESTION, {"callbacks": [handler]})
+    with pytest.raises(ValueError, match="no such account"):
+        agent("none").invoke(QUESTION, {"callbacks": [handler]})
+    good, bad = traces(store)
+    assert signals(store) == [(good.id, "tool", "tool:balance", 1.0), (bad.id, "tool", "tool:balance", 0.0)]
+
+
+def test_calls_of_one_thread_belong_together(server, store):
+    handler = SignalCallbackHandler(store)
+    chain = PROMPT | chat(server)
+    for _ in range(2):
+        chain.invoke(QUESTION, {"callbacks": [handler], "metadata": {"thread_id": "dialogue"}})
+    assert [found.unit for found in traces(store)] == ["dialogue", "dialogue"]
+
+
+def test_behind_a_router_the_whole_decision_is_kept(server, store):
+    handler = SignalCallbackHandler(store)
+    tiers = {SMALL: lambda call: Completion("a guess", confidence=0.2, input_tokens=3, output_tokens=1)}
+    chain = PROMPT | chat(server) | StrOutputParser()
+    routed = RouterRunnable.from_chain(chain, tiers=tiers, release=release(gated(SMALL, 0.9)), task="t")
+    mine = uuid4()
+    routed.invoke(QUESTION, {"callbacks": [handler], "run_id": mine})
+    asyncio.run(routed.ainvoke(QUESTION, {"callbacks": [handler]}))
+    first, second = traces(store)
+    assert first.trace.attempts[0].completion.text == "a guess"
+    assert [attempt.tier for attempt in first.trace.attempts] == [SMALL, FRONTIER]
+    assert first.trace.attempts[0].confidence == pytest.approx(0.2)
+    assert (first.origin, first.trace.reason) == ("served", "frontier: no cheaper answer was accepted")
+    assert str(mine) in first.runs
+    assert len(second.trace.attempts) == 2
+    assert json.dumps(AIMessage("x").model_dump())
+
+
+def test_a_task_that_is_none_or_a_tier_that_is_unknown_is_refused(server, store):
+    with pytest.raises(PortfolioError, match="unknown"):
+        SignalCallbackHandler(store, portfolio=portfolio(), tiers={"big-model": "nobody"})
+    handler = SignalCallbackHandler(store)
+    (PROMPT | chat(server)).invoke(QUESTION, {"callbacks": [handler], "metadata": {"routenlp_task": "billing"}})
+    assert traces(store)[0].trace.task == "billing"
