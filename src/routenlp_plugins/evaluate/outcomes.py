@@ -108,6 +108,7 @@ class _Outcome(BaseModel):
     model: str | None = None
     prompt: str | None = None
     input_tokens: Count | None = None
+    cached_tokens: Count | None = None
     output_tokens: Count | None = None
     cost_usd: NonNegative | None = None
     latency_ms: NonNegative | None = None
@@ -239,7 +240,9 @@ def check_row(row: OutcomeRow) -> None:
         raise DataError(f"{row.source or row.query.id}: {first_problem(error)}, got {got}") from None
 
 
-_NUMBERS = ("confidence", "mean_logprob", "input_tokens", "output_tokens", "cost_usd", "latency_ms")
+_NUMBERS = (
+    *("confidence", "mean_logprob", "input_tokens", "cached_tokens", "output_tokens", "cost_usd", "latency_ms"),
+)
 
 
 def _outcome_facts(outcome: Outcome) -> dict[str, Any]:
@@ -258,7 +261,8 @@ def _outcome_facts(outcome: Outcome) -> dict[str, Any]:
         facts["token_logprobs"] = list(completion.token_logprobs)
     if completion.scores:
         facts["scores"] = dict(completion.scores)
-    facts |= {name: value for name in ("said", "model", "prompt") if (value := getattr(completion, name)) is not None}
+    told = ("said", "model", "prompt", "cached_tokens")
+    facts |= {name: value for name in told if (value := getattr(completion, name)) is not None}
     if outcome.error is not None:
         facts["error"] = outcome.error
     return facts
@@ -333,6 +337,7 @@ def _outcome(facts: _Outcome) -> Outcome:
         model=facts.model,
         prompt=facts.prompt,
         input_tokens=facts.input_tokens,
+        cached_tokens=facts.cached_tokens,
         output_tokens=facts.output_tokens,
         cost_usd=facts.cost_usd,
         latency_ms=facts.latency_ms,

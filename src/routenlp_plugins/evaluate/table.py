@@ -240,7 +240,9 @@ def data_hash(rows: Sequence[OutcomeRow]) -> str:
 def known_cost(outcome: Outcome, tier: Tier) -> float | None:
     """USD of one recorded call: as recorded, else priced by the portfolio."""
     done = outcome.completion
-    return tier.cost(done.input_tokens, done.output_tokens, done.latency_ms) if done.cost_usd is None else done.cost_usd
+    if done.cost_usd is not None:
+        return done.cost_usd
+    return tier.cost(done.input_tokens, done.output_tokens, done.latency_ms, done.cached_tokens or 0)
 
 
 def cost_of(outcome: Outcome, tier: Tier, source: str) -> float:

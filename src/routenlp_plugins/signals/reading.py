@@ -6,26 +6,28 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from sqlalchemy import Engine, Row, and_, or_, select
+from sqlalchemy import Engine, Row, and_, exists, func, null, or_, select
 
 from ..types import Attempt, Completion, Query, Trace
 from . import tables
 from .rows import Recorded
+from .signal import Signal
 
-__all__ = ["read_traces"]
+__all__ = ["read_traces", "repeated_units"]
 
 PAGE = 1000
 FACTS = ("model", "prompt", "input_tokens", "cached_tokens", "output_tokens", "cost_usd", "latency_ms")
 
 
-def read_traces(engine: Engine, since: float | None, until: float | None) -> Iterator[Recorded]:
-    """What was recorded in [since, until), in order of time and id; a page at a time, so that writers go on."""
+def read_traces(
+    engine: Engine, since: float | None, until: float | None
+) -> Iterator[tuple[Recorded, tuple[Signal, ...]]]:
+    """What was recorded in [since, until), in order of time and id, and what was said of each.
+
+    A page at a time, so that writers go on. What was said of a run that several traces belong to was said of the last.
+    """
     traces = tables.traces
-    chosen = select(traces).order_by(traces.c.at, traces.c.id).limit(PAGE)
-    if since is not None:
-        chosen = chosen.where(traces.c.at >= since)
-    if until is not None:
-        chosen = chosen.where(traces.c.at < until)
+    chosen = select(traces).where(*_between(since, until)).order_by(traces.c.at, traces.c.id).limit(PAGE)
     last: Row[Any] | None = None
     while True:
         page = chosen
@@ -37,15 +39,70 @@ def read_traces(engine: Engine, since: float | None, until: float | None) -> Ite
             calls = _grouped(connection.execute(_of(tables.calls, ids).order_by(tables.calls.c.position)).all())
             texts = {row.trace_id: row for row in connection.execute(_of(tables.contents, ids))}
             runs = _grouped(connection.execute(_of(tables.runs, ids)).all())
+            said = _grouped(connection.execute(_said_of(ids)).all())
         for row in found:
-            yield _recorded(row, calls[row.id], texts.get(row.id), runs[row.id])
+            yield _recorded(row, calls[row.id], texts.get(row.id), runs[row.id]), _signals(said[row.id], calls[row.id])
         if len(found) < PAGE:
             return
         last = found[-1]
 
 
+def repeated_units(engine: Engine, since: float | None, until: float | None) -> set[str]:
+    """The units that several traces in [since, until) belong to."""
+    units = tables.traces.c.unit
+    several = select(units).where(units.is_not(None), *_between(since, until)).group_by(units).having(func.count() > 1)
+    with engine.begin() as connection:
+        return set(connection.scalars(several))
+
+
+def _between(since: float | None, until: float | None) -> list[Any]:
+    at = tables.traces.c.at
+    return [*([at >= since] if since is not None else []), *([at < until] if until is not None else [])]
+
+
 def _of(table: Any, ids: Sequence[str]) -> Any:
     return select(table).where(table.c.trace_id.in_(ids))
+
+
+def _said_of(ids: Sequence[str]) -> Any:
+    """Signals with the trace they are about and the position of its call, where its run id tells."""
+    traces, runs, signals = tables.traces, tables.runs, tables.signals
+    later, other = traces.alias(), runs.alias()
+    of_a_later_one = exists(
+        select(later.c.id)
+        .join(other, other.c.trace_id == later.c.id)
+        .where(other.c.run_id == runs.c.run_id)
+        .where(or_(later.c.at > traces.c.at, and_(later.c.at == traces.c.at, later.c.id > traces.c.id)))
+        .correlate(traces, runs)
+    )
+    itself = exists(select(later.c.id).where(later.c.id == signals.c.run_id).correlate(signals))
+    by_run = (
+        select(signals, traces.c.id.label("trace_id"), runs.c.position)
+        .join(runs, runs.c.run_id == signals.c.run_id)
+        .join(traces, traces.c.id == runs.c.trace_id)
+        .where(traces.c.id.in_(ids), ~of_a_later_one, ~itself)
+    )
+    by_id = select(signals, signals.c.run_id.label("trace_id"), null().label("position")).where(
+        signals.c.run_id.in_(ids)
+    )
+    return by_id.union_all(by_run)
+
+
+def _signals(rows: Sequence[Row[Any]], calls: Sequence[Row[Any]]) -> tuple[Signal, ...]:
+    tiers = {call.position: call.tier for call in calls}
+    ordered = sorted(rows, key=lambda row: (row.at, row.kind, row.source))
+    return tuple(
+        Signal(
+            row.run_id,
+            row.kind,
+            row.value,
+            row.source,
+            row.at,
+            row.other or None,
+            row.tier or (None if row.position is None else tiers.get(row.position)),
+        )
+        for row in ordered
+    )
 
 
 def _grouped(rows: Sequence[Row[Any]]) -> dict[str, list[Row[Any]]]:
@@ -65,9 +122,13 @@ def _recorded(row: Row[Any], calls: Sequence[Row[Any]], texts: Row[Any] | None, 
     )
     answers = texts.answers if texts is not None else {}
     attempts = tuple(_attempt(call, answers.get(str(call.position), {})) for call in calls if call.purpose == "answer")
+    beside: dict[str, tuple[Attempt, ...]] = defaultdict(tuple)
+    for call in calls:
+        if call.purpose != "answer":
+            beside[call.purpose] += (_attempt(call, answers.get(str(call.position), {})),)
     known = {run.run_id: run.position for run in runs if run.run_id != row.query_id}
     trace = Trace(query, row.task, attempts, row.reason or "")
-    return Recorded(row.id, row.at, trace, row.origin, row.unit, row.propensity, known)
+    return Recorded(row.id, row.at, trace, row.origin, row.unit, row.propensity, known, dict(beside))
 
 
 def _attempt(call: Row[Any], texts: dict[str, Any]) -> Attempt:

@@ -28,6 +28,7 @@ class Recorded:
 
     Attributes:
         runs: other ids by which the trace is known, or with a position one of its calls.
+        beside: calls that were made beside those of the trace, by what for; only of a trace that was read.
     """
 
     id: str
@@ -37,6 +38,7 @@ class Recorded:
     unit: str | None = None
     propensity: float | None = None
     runs: Mapping[str, int | None] = field(default_factory=dict)
+    beside: Mapping[str, tuple[Attempt, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not isinstance(self.trace, Trace):
@@ -104,6 +106,7 @@ def row_of_signal(signal: Signal, at: float) -> dict[str, Any]:
         "run_id": signal.run_id,
         "kind": signal.kind,
         "source": signal.source,
+        "tier": signal.tier or "",
         "other": signal.other or "",
         "value": float(signal.value),
         "given": 1,

@@ -29,6 +29,7 @@ class Signal:
         source: who says so, such as ``user``, or the name of a judge: each has errors of its own.
         at: seconds since 1970, UTC; None takes the time at which it is given.
         other: the run whose answer it was compared with, for a preference.
+        tier: whose answer it is about, where that is not the one that was returned: of a shadow run, of an audit.
     """
 
     run_id: str
@@ -37,6 +38,7 @@ class Signal:
     source: str = "user"
     at: float | None = None
     other: str | None = None
+    tier: str | None = None
 
     def __post_init__(self) -> None:
         for name, value in (("run_id", self.run_id), ("source", self.source)):
@@ -53,7 +55,9 @@ class Signal:
             raise DataError(f"signal: at must be seconds since 1970, got {self.at!r}")
         if (self.kind == "preference") != (self.other is not None):
             raise DataError("signal: a preference, and nothing else, needs the other run it was compared with")
-        if self.other is not None and (not isinstance(self.other, str) or not 0 < len(self.other) <= 256):
-            raise DataError(f"signal: other must be a run id, got {self.other!r}")
+        for name in ("other", "tier"):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, str) and 0 < len(value) <= 256):
+                raise DataError(f"signal: {name} must be a string of 1 to 256 characters, got {value!r}")
         if self.other == self.run_id:
             raise DataError("signal: a preference needs two runs, got the same one twice")

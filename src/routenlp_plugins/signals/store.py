@@ -15,10 +15,12 @@ from sqlalchemy import Connection, case, delete, exists, func, insert, or_, sele
 from sqlalchemy.dialects import postgresql, sqlite
 
 from ..errors import DataError
+from ..evaluate.outcomes import OutcomeRow
 from ..types import Attempt, Trace
 from . import tables
 from .engine import open_engine, writing
-from .reading import read_traces
+from .exporting import Label, audited, outcomes_of
+from .reading import read_traces, repeated_units
 from .redaction import Redact, Redaction
 from .rows import Extra, Recorded, row_of_signal, rows_of_extra, rows_of_trace
 from .signal import Signal
@@ -171,13 +173,14 @@ class TraceStore:
         *,
         at: float | None = None,
         other: str | None = None,
+        tier: str | None = None,
     ) -> Future[None]:
         """Keep what a source says about a run; see `Signal`. The same again changes nothing, a later value corrects.
 
         Raises:
             DataError: it is no signal, or the store is closed.
         """
-        return self._writer.put("signals", (Signal(str(run_id), kind, value, source, at, other), time()))
+        return self._writer.put("signals", (Signal(str(run_id), kind, value, source, at, other, tier), time()))
 
     def flush(self, timeout: float | None = None) -> None:
         """Wait until all that was given before is committed.
@@ -214,7 +217,19 @@ class TraceStore:
 
     def traces(self, since: float | None = None, until: float | None = None) -> Iterator[Recorded]:
         """What was recorded in [since, until), seconds since 1970, in order of time."""
-        return read_traces(self._reading, since, until)
+        return (recorded for recorded, _ in read_traces(self._reading, since, until))
+
+    def outcomes(
+        self, label: Label = audited, since: float | None = None, until: float | None = None
+    ) -> Iterator[OutcomeRow]:
+        """What was recorded in [since, until) in the outcome format, the calls beside the answer included.
+
+        Args:
+            label: quality of an answer from what was said of it; None is unknown. Unless another one is given, that
+                is what audits say, their mean if there are several.
+        """
+        groups = repeated_units(self._reading, since, until)
+        return outcomes_of(read_traces(self._reading, since, until), label, groups)
 
     def prune(self, before: float) -> int:
         """Delete the traces before a time, seconds since 1970, and what was said of them; how many there were."""

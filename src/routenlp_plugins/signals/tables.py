@@ -81,6 +81,7 @@ signals = Table(
     Column("run_id", String(256), primary_key=True),
     Column("kind", String(32), primary_key=True),
     Column("source", String(256), primary_key=True),
+    Column("tier", String(256), primary_key=True),  # whose answer it is about; "" for the one that was returned
     Column("other", String(256), primary_key=True),  # the run it was compared with; "" for none
     Column("value", Float, nullable=False),
     Column("given", Integer, nullable=False),  # how many times

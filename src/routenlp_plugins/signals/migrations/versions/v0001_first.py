@@ -60,6 +60,7 @@ def upgrade() -> None:
         sa.Column("run_id", sa.String(256), primary_key=True),
         sa.Column("kind", sa.String(32), primary_key=True),
         sa.Column("source", sa.String(256), primary_key=True),
+        sa.Column("tier", sa.String(256), primary_key=True),
         sa.Column("other", sa.String(256), primary_key=True),
         sa.Column("value", sa.Float, nullable=False),
         sa.Column("given", sa.Integer, nullable=False),
