@@ -54,6 +54,8 @@ if TYPE_CHECKING:
     from .routing.observations import Observations as Observations
     from .routing.requirements import CapabilityHeads as CapabilityHeads
     from .sessions import session_after as session_after
+    from .signals.shadow import Shadow as Shadow
+    from .signals.shadow import ShadowOptions as ShadowOptions
     from .signals.signal import Signal as Signal
     from .signals.store import StoreOptions as StoreOptions
     from .signals.store import TraceStore as TraceStore
@@ -111,6 +113,7 @@ _MODULES = {
     "routing.observations": ("Observations",),
     "routing.requirements": ("CapabilityHeads",),
     "sessions": ("session_after",),
+    "signals.shadow": ("Shadow", "ShadowOptions"),
     "signals.signal": ("Signal",),
     "signals.store": ("StoreOptions", "TraceStore"),
     "tiers.boundary": ("received",),

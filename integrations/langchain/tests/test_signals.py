@@ -18,8 +18,8 @@ from langchain_openai import ChatOpenAI
 from pydantic import BaseModel
 from sqlalchemy import text
 
-from langchain_routenlp import RouterRunnable, SignalCallbackHandler
-from routenlp_plugins import Completion, PortfolioError, TraceStore
+from langchain_routenlp import RouterRunnable, SignalCallbackHandler, shadow_tiers
+from routenlp_plugins import Completion, PortfolioError, Shadow, ShadowOptions, TraceStore
 from routenlp_plugins.testing import ScriptedServer
 
 PROMPT = ChatPromptTemplate.from_messages([("system", "Be kind."), ("human", "{text}")])
@@ -119,7 +119,7 @@ async def test_a_chain_that_is_awaited_or_streamed_leaves_the_same(server, store
     assert {recorded.trace.attempts[0].completion.text for recorded in found} == {"an answer"}
     assert len({recorded.unit for recorded in found}) == 9
     assert signals(store) == []
-    assert not handler._runs
+    assert len(handler._runs) == 0
 
 
 def test_feedback_to_the_run_of_the_user_finds_its_trace(server, store):
@@ -253,3 +253,25 @@ def test_a_task_that_is_none_or_a_tier_that_is_unknown_is_refused(server, store)
     handler = SignalCallbackHandler(store)
     (PROMPT | chat(server)).invoke(QUESTION, {"callbacks": [handler], "metadata": {"routenlp_task": "billing"}})
     assert traces(store)[0].trace.task == "billing"
+
+
+def test_a_share_of_what_was_answered_runs_on_other_models_too(server, store):
+    """Two models of the same server: what the cheap one says is kept beside the answer, and no user sees it."""
+    cheap = chat(server, "small-model")
+    with Shadow(store, portfolio(), shadow_tiers({SMALL: cheap}), ShadowOptions(share=0.5)) as shadow:
+        handler = SignalCallbackHandler(store, portfolio=portfolio(), task="t", shadow=shadow)
+        chain = PROMPT | chat(server).bind(stop=["\n"]) | StrOutputParser()
+        for i in range(30):
+            chain.invoke({"text": f"question {i}"}, {"callbacks": [handler]})
+    found = traces(store)
+    ran = [recorded for recorded in found if recorded.beside]
+    assert len(found) == 30
+    assert {recorded.id for recorded in ran} == {recorded.id for recorded in found if shadow.drawn(recorded.id)}
+    assert 5 < len(ran) < 25
+    for recorded in ran:
+        (attempt,) = recorded.beside["shadow"]
+        assert (attempt.tier, attempt.completion.model) == (SMALL, "small-model")
+        assert attempt.completion.prompt == recorded.trace.accepted.completion.prompt
+        assert attempt.completion.cost_usd > 0
+    rows = list(store.outcomes(beside="shadow"))
+    assert [set(row.outcomes) for row in rows] == [{FRONTIER, SMALL}] * len(ran)

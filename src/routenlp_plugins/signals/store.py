@@ -219,17 +219,34 @@ class TraceStore:
         """What was recorded in [since, until), seconds since 1970, in order of time."""
         return (recorded for recorded, _ in read_traces(self._reading, since, until))
 
+    def spent_usd(self, purpose: str) -> float:
+        """What the calls of this purpose cost, as far as that is known."""
+        calls = tables.calls
+        with self._reading.begin() as connection:
+            spent = connection.scalar(select(func.sum(calls.c.cost_usd)).where(calls.c.purpose == purpose))
+        return float(spent or 0.0)
+
     def outcomes(
-        self, label: Label = audited, since: float | None = None, until: float | None = None
+        self,
+        label: Label = audited,
+        since: float | None = None,
+        until: float | None = None,
+        *,
+        beside: str | None = None,
     ) -> Iterator[OutcomeRow]:
         """What was recorded in [since, until) in the outcome format, the calls beside the answer included.
 
         Args:
+            beside: only traces that have calls of this purpose, such as ``shadow``: where they were drawn at random,
+                those are a random sample of all.
             label: quality of an answer from what was said of it; None is unknown. Unless another one is given, that
                 is what audits say, their mean if there are several.
         """
         groups = repeated_units(self._reading, since, until)
-        return outcomes_of(read_traces(self._reading, since, until), label, groups)
+        found = read_traces(self._reading, since, until)
+        if beside is not None:
+            found = ((recorded, signals) for recorded, signals in found if recorded.beside.get(beside))
+        return outcomes_of(found, label, groups)
 
     def prune(self, before: float) -> int:
         """Delete the traces before a time, seconds since 1970, and what was said of them; how many there were."""

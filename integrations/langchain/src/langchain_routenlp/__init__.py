@@ -2,6 +2,6 @@
 
 from .chains import Decisions, RouterRunnable, chain_tiers
 from .chat_model import RouterChatModel
-from .signals import SignalCallbackHandler
+from .signals import SignalCallbackHandler, shadow_tiers
 
-__all__ = ["Decisions", "RouterChatModel", "RouterRunnable", "SignalCallbackHandler", "chain_tiers"]
+__all__ = ["Decisions", "RouterChatModel", "RouterRunnable", "SignalCallbackHandler", "chain_tiers", "shadow_tiers"]

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from threading import Lock
-from time import perf_counter, time
+from dataclasses import replace
+from time import perf_counter
 from typing import Any
 from uuid import UUID
 
@@ -22,6 +21,7 @@ from routenlp_plugins import (
     Portfolio,
     PortfolioError,
     Query,
+    Shadow,
     Tier,
     TierError,
     Trace,
@@ -32,39 +32,13 @@ from routenlp_plugins import (
 from .chat_model import DECISION
 from .messages import completion_of, query_of
 from .options import beyond_text, settings
+from .runs import Failure, Run, Runs, key
+from .tiers import LangChainTier, ModelCall
 
-__all__ = ["SignalCallbackHandler"]
+__all__ = ["SignalCallbackHandler", "shadow_tiers"]
 
-MOST_RUNS = 100_000
-"""That are under way at once; of more the oldest are forgotten: their ends never came."""
-_UNITS = ("routenlp_unit", "thread_id", "session_id", "conversation_id")
 _NO_SIGN = {"StrOutputParser"}
 """Parsers that take anything."""
-
-
-@dataclass(slots=True)
-class _Root:
-    """What happened so far under a run that nobody called from another."""
-
-    id: UUID
-    failed: dict[str, list[tuple[UUID, Query, Attempt]]] = field(default_factory=dict)
-    answered: dict[str, str] = field(default_factory=dict)
-    last: str | None = None
-    errors: list[BaseException] = field(default_factory=list)
-
-
-@dataclass(slots=True)
-class _Run:
-    parent: UUID | None
-    root: _Root
-    name: str
-    parses: bool = False
-    metadata: Mapping[str, Any] = field(default_factory=dict)
-    query: Query | None = None
-    at: float = 0.0
-    began: float = 0.0
-    decided: Trace | None = None
-    last: str | None = None
 
 
 class SignalCallbackHandler(BaseCallbackHandler):
@@ -88,6 +62,8 @@ class SignalCallbackHandler(BaseCallbackHandler):
         tiers: name of a model, as its provider knows it -> name of the tier; others are the portfolio's frontier, or
             tiers of the model's own name without a portfolio.
         task: of all calls that name none.
+        shadow: puts a share of what was answered to other tiers too, in the background; its tiers are those of
+            `shadow_tiers`.
 
     Raises:
         PortfolioError: `tiers` names one that the portfolio does not have.
@@ -102,16 +78,17 @@ class SignalCallbackHandler(BaseCallbackHandler):
         portfolio: Portfolio | None = None,
         tiers: Mapping[str, str] | None = None,
         task: str | None = None,
+        shadow: Shadow | None = None,
     ) -> None:
         self.store = store
+        self.shadow = shadow
         self.portfolio = portfolio
         self.tiers = dict(tiers or {})
         if portfolio is not None:
             for name in self.tiers.values():
                 portfolio.tier(name)
         self.task = task or (portfolio.tasks[0].name if portfolio and len(portfolio.tasks) == 1 else "default")
-        self._runs: dict[UUID, _Run] = {}
-        self._lock = Lock()
+        self._runs = Runs()
 
     # runs of any kind
 
@@ -126,7 +103,7 @@ class SignalCallbackHandler(BaseCallbackHandler):
         **facts: Any,
     ) -> None:
         """Remember where the run belongs."""
-        run = self._begin(run_id, parent_run_id, _name(serialized, facts), metadata)
+        run = self._runs.begin(run_id, parent_run_id, _name(serialized, facts), metadata)
         run.parses = facts.get("run_type") == "parser" and run.name not in _NO_SIGN
 
     def on_chain_end(self, outputs: Any, *, run_id: UUID, **_: Any) -> None:
@@ -137,7 +114,7 @@ class SignalCallbackHandler(BaseCallbackHandler):
                 self._says(run, "parser", 1.0, f"parser:{run.name}")
             elif isinstance(outputs, dict) and {"raw", "parsed", "parsing_error"} <= outputs.keys():
                 self._says(run, "parser", float(outputs["parsing_error"] is None), "parser:structured output")
-        self._end(run_id)
+        self._end(run)
 
     def on_chain_error(self, error: BaseException, *, run_id: UUID, **_: Any) -> None:
         """An answer that could not be read, or was not valid, speaks against it."""
@@ -148,7 +125,7 @@ class SignalCallbackHandler(BaseCallbackHandler):
                 self._says(run, "parser", 0.0, f"parser:{run.name}")
             elif isinstance(error, ValidationError):
                 self._says(run, "validator", 0.0, f"validator:{error.title}")
-        self._end(run_id)
+        self._end(run)
 
     def on_tool_start(
         self,
@@ -161,21 +138,21 @@ class SignalCallbackHandler(BaseCallbackHandler):
         **facts: Any,
     ) -> None:
         """Remember where the run belongs."""
-        self._begin(run_id, parent_run_id, _name(serialized, facts), metadata)
+        self._runs.begin(run_id, parent_run_id, _name(serialized, facts), metadata)
 
     def on_tool_end(self, output: Any, *, run_id: UUID, **_: Any) -> None:
         """A tool that worked speaks for the answer that called it, and one whose message is an error against it."""
         run = self._runs.get(run_id)
         if run is not None:
             self._says(run, "tool", float(getattr(output, "status", "success") != "error"), f"tool:{run.name}")
-        self._end(run_id)
+        self._end(run)
 
     def on_tool_error(self, error: BaseException, *, run_id: UUID, **_: Any) -> None:
         """A tool that failed speaks against the answer that called it."""
         run = self._runs.get(run_id)
         if run is not None and type(error).__name__ not in ("GraphInterrupt", "GraphBubbleUp", "ParentCommand"):
             self._says(run, "tool", 0.0, f"tool:{run.name}")
-        self._end(run_id)
+        self._end(run)
 
     def on_retriever_start(
         self,
@@ -188,15 +165,15 @@ class SignalCallbackHandler(BaseCallbackHandler):
         **facts: Any,
     ) -> None:
         """Remember where the run belongs."""
-        self._begin(run_id, parent_run_id, _name(serialized, facts), metadata)
+        self._runs.begin(run_id, parent_run_id, _name(serialized, facts), metadata)
 
     def on_retriever_end(self, documents: Any, *, run_id: UUID, **_: Any) -> None:
         """Forget the run."""
-        self._end(run_id)
+        self._end(self._runs.get(run_id))
 
     def on_retriever_error(self, error: BaseException, *, run_id: UUID, **_: Any) -> None:
         """Forget the run."""
-        self._end(run_id)
+        self._end(self._runs.get(run_id))
 
     # calls of models
 
@@ -212,10 +189,10 @@ class SignalCallbackHandler(BaseCallbackHandler):
         **facts: Any,
     ) -> None:
         """Keep what was asked."""
-        run = self._begin(run_id, parent_run_id, _name(serialized, facts), metadata)
+        run = self._runs.begin(run_id, parent_run_id, _name(serialized, facts), metadata)
         told = options or {}
-        run.query = query_of(messages[0], self._task(run), beyond_text(told), settings(told), None)
-        self._asked(run)
+        call = ModelCall(list(messages[0]), told.get("stop"), {})
+        self._asked(run, query_of(messages[0], self._task(run), beyond_text(told), settings(told), call))
 
     def on_llm_start(
         self,
@@ -228,9 +205,8 @@ class SignalCallbackHandler(BaseCallbackHandler):
         **facts: Any,
     ) -> None:
         """Keep what was asked of a model that completes text."""
-        run = self._begin(run_id, parent_run_id, _name(serialized, facts), metadata)
-        run.query = Query(prompts[0] if prompts else "", task=self._task(run))
-        self._asked(run)
+        run = self._runs.begin(run_id, parent_run_id, _name(serialized, facts), metadata)
+        self._asked(run, Query(prompts[0] if prompts else "", task=self._task(run)))
 
     def on_custom_event(self, name: str, data: Any, *, run_id: UUID, **_: Any) -> None:
         """Keep the decision of a router."""
@@ -244,69 +220,50 @@ class SignalCallbackHandler(BaseCallbackHandler):
         if run is not None and run.query is not None:
             answer = _completion(response)
             if run.decided is not None:
-                self._record(run_id, run, run.decided.attempts, run.decided)
+                self._record(run, run.query, run.decided.attempts)
             elif answer is not None:
-                self._record(run_id, run, (self._attempt(run, answer, accepted=True),))
+                self._record(run, run.query, (self._attempt(run, run.query, answer, accepted=True),))
             else:
-                self._failed(run_id, run, Attempt(self._tier(run, None).name, False, error="no answer"))
-        self._end(run_id)
+                self._failed(run, run.query, Attempt(self._tier(run, None).name, False, error="no answer"))
+        self._end(run)
 
     def on_llm_error(self, error: BaseException, *, run_id: UUID, **_: Any) -> None:
         """Keep the failure; it belongs to the next attempt at the same messages."""
         run = self._runs.get(run_id)
         if run is not None and run.query is not None:
             failure = error if isinstance(error, Exception) else TierError(type(error).__name__, "")
-            self._failed(run_id, run, self._attempt(run, failure, accepted=False))
-        self._end(run_id)
+            self._failed(run, run.query, self._attempt(run, run.query, failure, accepted=False))
+        self._end(run)
 
     # what is made of it
 
-    def _begin(self, run_id: UUID, parent_id: UUID | None, name: str, metadata: Mapping[str, Any] | None) -> _Run:
-        with self._lock:
-            parent = self._runs.get(parent_id) if parent_id is not None else None
-            root = _Root(parent_id or run_id) if parent is None else parent.root
-            run = _Run(parent_id, root, name, metadata=metadata or {}, at=time(), began=perf_counter())
-            self._runs[run_id] = run
-            if len(self._runs) > MOST_RUNS:
-                self._runs.pop(next(iter(self._runs)))
-            return run
-
-    def _end(self, run_id: UUID) -> None:
-        with self._lock:
-            run = self._runs.pop(run_id, None)
-            if run is None:
-                return
-            parent = self._runs.get(run.parent) if run.parent is not None else None
-            if parent is not None:
-                parent.last = run.last or parent.last
-                return
-            unanswered = list(run.root.failed.values())
-            run.root.failed.clear()
-        for failures in unanswered:
+    def _end(self, run: Run | None) -> None:
+        if run is None:
+            return
+        for failures in self._runs.end(run.id):
             last, query, _ = failures[-1]
             attempts = tuple(attempt for *_, attempt in failures)
             trace = Trace(query, query.task, attempts, "every call of the model failed")
-            self._write(str(last), run, trace, {str(one): place for place, (one, *_) in enumerate(failures[:-1])})
+            self._write(str(last), run, trace, failures[:-1])
 
-    def _asked(self, run: _Run) -> None:
-        """What is asked again was not answered well."""
-        before = run.root.answered.get(_key(run.query)) if run.query is not None else None
+    def _asked(self, run: Run, query: Query) -> None:
+        run.query = query
+        before = run.root.answered.get(key(query))
         if before is not None:
+            # what is asked again was not answered well
             self.store.signal(before, "retry", 0.0, "asked again")
 
-    def _attempt(self, run: _Run, answer: Completion | Exception, *, accepted: bool) -> Attempt:
+    def _attempt(self, run: Run, query: Query, answer: Completion | Exception, *, accepted: bool) -> Attempt:
         tier = self._tier(run, answer.model if isinstance(answer, Completion) else None)
-        if run.query is None:
-            raise AssertionError("a call of a model has a query")
         try:
             if isinstance(answer, Completion):
                 answer = replace(answer, latency_ms=(perf_counter() - run.began) * 1e3)
-            completion = received(tier, Call(tier.name, run.query), answer)
+            completion = received(tier, Call(tier.name, query), answer)
         except TierError as error:
             return Attempt(tier.name, False, error=str(error))
         return Attempt(tier.name, accepted, completion=completion)
 
-    def _tier(self, run: _Run, model: str | None) -> Tier:
+    def _tier(self, run: Run, model: str | None) -> Tier:
         known = [
             name for name in (model, run.metadata.get("ls_model_name"), run.name) if isinstance(name, str) and name
         ]
@@ -315,54 +272,48 @@ class SignalCallbackHandler(BaseCallbackHandler):
             return Tier(name or next(iter(known), "model"))
         return self.portfolio.tier(name or self.portfolio.frontier)
 
-    def _failed(self, run_id: UUID, run: _Run, attempt: Attempt) -> None:
-        if run.query is not None:
-            with self._lock:
-                run.root.failed.setdefault(_key(run.query), []).append((run_id, run.query, attempt))
+    def _failed(self, run: Run, query: Query, attempt: Attempt) -> None:
+        with self._runs.lock:
+            run.root.failed.setdefault(key(query), []).append((run.id, replace(query, payload=None), attempt))
 
-    def _record(self, run_id: UUID, run: _Run, attempts: Sequence[Attempt], decided: Trace | None = None) -> None:
-        if run.query is None:
-            raise AssertionError("a call of a model has a query")
-        with self._lock:
-            failures = run.root.failed.pop(_key(run.query), [])
-            run.root.answered[_key(run.query)] = str(run_id)
-            run.root.last = run.last = str(run_id)
+    def _record(self, run: Run, query: Query, attempts: Sequence[Attempt]) -> None:
+        with self._runs.lock:
+            failures = run.root.failed.pop(key(query), [])
+            run.root.answered[key(query)] = run.root.last = run.last = str(run.id)
         whole = (*(attempt for *_, attempt in failures), *attempts)
-        trace = Trace(run.query, run.query.task, whole, "collected")
-        if decided is not None:
-            trace = replace(decided, query=replace(decided.query, payload=None), attempts=whole)
-        others = {str(one): place for place, (one, *_) in enumerate(failures)}
-        self._write(str(run_id), run, trace, others, "collected" if decided is None else "served")
+        if run.decided is not None:
+            decided = replace(run.decided, query=replace(run.decided.query, payload=None), attempts=whole)
+            self._write(str(run.id), run, decided, failures, "served")
+            return
+        self._write(str(run.id), run, Trace(replace(query, payload=None), query.task, whole, "collected"), failures)
+        # what needs more than text is not what a release is fitted for
+        if self.shadow is not None and not query.requires:
+            self.shadow.offer(str(run.id), query)
 
-    def _write(
-        self, name: str, run: _Run, trace: Trace, others: Mapping[str, int | None], origin: str = "collected"
-    ) -> None:
-        known: dict[str, int | None] = dict(others)
-        above = run.parent
-        while above is not None:
-            known[str(above)] = None
-            parent = self._runs.get(above)
-            above = parent.parent if parent is not None else None
-        unit = next((str(run.metadata[name]) for name in _UNITS if run.metadata.get(name)), str(run.root.id))
-        self.store.record(trace, name, runs=known, unit=unit, origin=origin, at=run.at)
+    def _write(self, name: str, run: Run, trace: Trace, failures: Sequence[Failure], origin: str = "collected") -> None:
+        known: dict[str, int | None] = {str(one): place for place, (one, *_) in enumerate(failures)}
+        known |= {str(one): None for one in self._runs.above(run)}
+        self.store.record(trace, name, runs=known, unit=run.unit, origin=origin, at=run.at)
 
-    def _says(self, run: _Run, kind: str, value: float, source: str) -> None:
-        """About the last answer in the run itself, among its siblings, or else under its root."""
-        parent = self._runs.get(run.parent) if run.parent is not None else None
-        about = run.last or (parent.last if parent is not None else None) or run.root.last
+    def _says(self, run: Run, kind: str, value: float, source: str) -> None:
+        about = self._runs.answered_before(run)
         if about is not None:
             self.store.signal(about, kind, value, source[:256])
 
-    def _task(self, run: _Run) -> str:
+    def _task(self, run: Run) -> str:
         task = run.metadata.get("routenlp_task", self.task)
         if not isinstance(task, str) or not task:
             raise PortfolioError(f"routenlp_task must be the name of a task, got {task!r}")
         return task
 
 
-def _key(query: Query) -> str:
-    """The same for the same question."""
-    return repr((query.text, query.messages, query.settings, sorted(query.requires)))
+def shadow_tiers(models: Mapping[str, Any]) -> dict[str, Any]:
+    """Chat models, or bindings of them, as the tiers of a `routenlp_plugins.Shadow`.
+
+    Raises:
+        PortfolioError: one is no chat model and no callable ``Call -> Completion``.
+    """
+    return {name: LangChainTier.of(name, model) for name, model in models.items()}
 
 
 def _name(serialized: dict[str, Any] | None, facts: Mapping[str, Any]) -> str:

@@ -1,0 +1,202 @@
+"""Cheap tiers answer a share of the queries too, in the background: outcomes exist before anything is routed."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from threading import Lock
+from types import TracebackType
+
+from ..errors import DataError, PortfolioError, TierError
+from ..evaluate.units import unit_interval
+from ..portfolio import Portfolio
+from ..tiers.boundary import SyncTierCallable, TierCallable, call_tier, sync_form
+from ..types import Attempt, Call, Query
+from .store import TraceStore
+
+__all__ = ["Shadow", "ShadowCounts", "ShadowOptions"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ShadowOptions:
+    """How much runs in the shadow.
+
+    Attributes:
+        share: of the queries, drawn by a hash of their run id.
+        seed: of that hash.
+        budget_usd: what the shadow calls of the store may cost in all, earlier ones included; calls under way may
+            exceed it. None is no limit.
+        workers: queries that run at once, in threads.
+        waiting: queries that may wait for a worker; beyond it they are left out, and counted.
+    """
+
+    share: float = 0.1
+    seed: int = 0
+    budget_usd: float | None = None
+    workers: int = 1
+    waiting: int = 1000
+
+    def __post_init__(self) -> None:
+        if isinstance(self.share, bool) or not isinstance(self.share, int | float) or not 0 < self.share <= 1:
+            raise DataError(f"share must be in (0, 1], got {self.share!r}")
+        budget = self.budget_usd
+        if budget is not None and (isinstance(budget, bool) or not isinstance(budget, int | float) or not budget >= 0):
+            raise DataError(f"budget_usd must be at least 0, or None for no limit, got {budget!r}")
+        for name in ("workers", "waiting"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise DataError(f"{name} must be 1, 2, ..., got {value!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class ShadowCounts:
+    """What became of the queries that were drawn.
+
+    Attributes:
+        run: whose tiers were called.
+        left_out: because too many waited.
+        beyond_budget: because the budget was spent, or could not be kept: a call had no known cost.
+        spent_usd: by all shadow calls of the store.
+    """
+
+    run: int
+    left_out: int
+    beyond_budget: int
+    spent_usd: float
+
+
+class Shadow:
+    """Puts a random share of what was answered to other tiers, after the answer; a context manager.
+
+    Which queries are drawn depends on nothing but a hash of their run id, so that the traces with shadow calls are a
+    random sample of all: ``store.outcomes(beside="shadow")``.
+
+    Args:
+        store: where the traces are, and the calls go.
+        portfolio: prices the calls, and says which tiers may serve a task.
+        tiers: name -> callable ``Call -> Completion`` with a sync form, of tiers below the frontier.
+        options: how much.
+
+    Raises:
+        PortfolioError: a tier is unknown, the frontier, or async only.
+    """
+
+    def __init__(
+        self,
+        store: TraceStore,
+        portfolio: Portfolio,
+        tiers: Mapping[str, TierCallable],
+        options: ShadowOptions | None = None,
+    ) -> None:
+        self.store = store
+        self.portfolio = portfolio
+        self.options = options or ShadowOptions()
+        self._functions = _functions(portfolio, tiers)
+        self._spent = store.spent_usd("shadow")
+        self._counts = {"run": 0, "left_out": 0, "beyond_budget": 0}
+        self._waiting = 0
+        self._lock = Lock()
+        self._process = os.getpid()
+        self._pool = ThreadPoolExecutor(self.options.workers, thread_name_prefix="shadow")
+        self._closed = False
+
+    def __enter__(self) -> Shadow:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def drawn(self, run_id: str) -> bool:
+        """Whether the query of a run is put to the other tiers."""
+        return bool(unit_interval([run_id], self.options.seed, "shadow")[0] < self.options.share)
+
+    def offer(self, run_id: str, query: Query) -> Future[None] | None:
+        """Put a query to the other tiers if it is drawn; its trace has to be recorded before.
+
+        Returns:
+            A future that resolves when the calls are committed; None where the query was not drawn, or is left out.
+        """
+        if not self.drawn(run_id):
+            return None
+        if os.getpid() != self._process:
+            # threads do not survive a fork
+            self._process = os.getpid()
+            self._waiting = 0
+            self._pool = ThreadPoolExecutor(self.options.workers, thread_name_prefix="shadow")
+        with self._lock:
+            if self._closed:
+                return None
+            if self._beyond_budget():
+                self._counts["beyond_budget"] += 1
+                return None
+            if self._waiting >= self.options.waiting:
+                self._counts["left_out"] += 1
+                return None
+            self._waiting += 1
+            return self._pool.submit(self._run, run_id, query)
+
+    def counts(self) -> ShadowCounts:
+        """What became of the queries that were drawn, of this process."""
+        with self._lock:
+            return ShadowCounts(**self._counts, spent_usd=self._spent)
+
+    def close(self) -> None:
+        """Finish what waits, and end the threads."""
+        with self._lock:
+            self._closed = True
+        if os.getpid() == self._process:
+            self._pool.shutdown()
+
+    def _beyond_budget(self) -> bool:
+        return self.options.budget_usd is not None and not self._spent < self.options.budget_usd
+
+    def _run(self, run_id: str, query: Query) -> None:
+        attempts = []
+        try:
+            for name in self.portfolio.below_frontier(query.task or ""):
+                if name in self._functions:
+                    if self._beyond_budget():
+                        break
+                    attempts.append(self._attempt(name, query))
+        finally:
+            with self._lock:
+                self._waiting -= 1
+                self._counts["run" if attempts else "beyond_budget"] += 1
+        if attempts:
+            self.store.record_calls(run_id, "shadow", attempts).result()
+
+    def _attempt(self, name: str, query: Query) -> Attempt:
+        tier = self.portfolio.tier(name)
+        try:
+            completion = call_tier(tier, self._functions[name], Call(name, query))
+        except TierError as error:
+            return Attempt(name, False, error=str(error))
+        with self._lock:
+            if completion.cost_usd is not None:
+                self._spent += completion.cost_usd
+            elif self.options.budget_usd is not None:
+                logger.warning("shadow runs end: a call of %s has no known cost, so that no budget can be kept", name)
+                self._spent = float("inf")
+        return Attempt(name, False, completion=replace(completion, payload=None))
+
+
+def _functions(portfolio: Portfolio, tiers: Mapping[str, TierCallable]) -> dict[str, SyncTierCallable]:
+    functions = {}
+    for name, tier in tiers.items():
+        portfolio.tier(name)
+        if name == portfolio.frontier:
+            raise PortfolioError(f"tiers: {name} is the frontier, which answers already; give the others")
+        function = sync_form(tier)
+        if function is None:
+            raise PortfolioError(f"tier {name!r} is async only; shadow runs need a sync form")
+        functions[name] = function
+    if not functions:
+        raise PortfolioError("tiers: none is given; there is nothing to run in the shadow")
+    return functions
