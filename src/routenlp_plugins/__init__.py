@@ -54,6 +54,8 @@ if TYPE_CHECKING:
     from .routing.observations import Observations as Observations
     from .routing.requirements import CapabilityHeads as CapabilityHeads
     from .sessions import session_after as session_after
+    from .signals.ledger import Ledger as Ledger
+    from .signals.ledger import ledger as ledger
     from .signals.shadow import Shadow as Shadow
     from .signals.shadow import ShadowOptions as ShadowOptions
     from .signals.signal import Signal as Signal
@@ -113,6 +115,7 @@ _MODULES = {
     "routing.observations": ("Observations",),
     "routing.requirements": ("CapabilityHeads",),
     "sessions": ("session_after",),
+    "signals.ledger": ("Ledger", "ledger"),
     "signals.shadow": ("Shadow", "ShadowOptions"),
     "signals.signal": ("Signal",),
     "signals.store": ("StoreOptions", "TraceStore"),

@@ -189,6 +189,32 @@ def show(
 
 
 @app.command(cls=_Command)
+def report(
+    store: Annotated[str, typer.Option(help="The trace store: sqlite:///FILE or postgresql://USER@HOST/DATABASE.")],
+    portfolio: Annotated[Path, typer.Option(help="Portfolio, YAML: its prices hold where none was recorded.")],
+    days: Annotated[float | None, typer.Option(help="Only the last so many days.")] = None,
+    as_json: AsJson = None,
+) -> None:
+    """What happened: calls, cost, what was saved and how sure that is, and what a store holds."""
+    from time import time
+
+    from .portfolio import Portfolio
+    from .signals.ledger import ledger
+    from .signals.store import TraceStore
+    from .terminal import show_ledger
+
+    with _bad_input(as_json):
+        known = Portfolio.from_yaml(portfolio)
+        with TraceStore(store, create=False) as opened:
+            bill = ledger(opened, known, None if days is None else time() - days * 86_400)
+            counts = opened.counts()
+    if as_json is not None:
+        _write_json({"counts": counts.as_dict(), "ledger": bill.as_dict()}, as_json)
+        return
+    show_ledger(Console(), bill, counts)
+
+
+@app.command(cls=_Command)
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for outcomes and release; must not exist.")] = Path("demo-output"),
     report: Annotated[Path, typer.Option(help="The HTML report; must not exist.")] = Path("demo-report.html"),

@@ -12,8 +12,10 @@ from rich.text import Text
 from .policy import Policy, Rung
 from .release import Release
 from .replaying import Replay
+from .signals.ledger import Ledger
+from .signals.store import Counts
 
-__all__ = ["show_release", "show_replay"]
+__all__ = ["show_ledger", "show_release", "show_replay"]
 
 
 def show_release(console: Console, release: Release) -> None:
@@ -141,3 +143,31 @@ def _with_interval(value: float | None, interval: tuple[float, float] | None) ->
 
 def _number(value: float | None, missing: str = "") -> str:
     return missing if value is None else f"{value:.4f}"
+
+
+def show_ledger(console: Console, bill: Ledger, counts: Counts) -> None:
+    """The calls by purpose and tier, what was saved, and what the store holds."""
+    table = Table("purpose", "tier", "calls", "returned", "failed", "input", "cached", "output", "USD")
+    for line in bill.lines:
+        usd = f"{line.usd:.6f}" if not line.unpriced else f"{line.usd:.6f} + {line.unpriced} unknown"
+        numbers = (line.calls, line.returned, line.failed, line.input_tokens, line.cached_tokens, line.output_tokens)
+        table.add_row(escape(line.purpose), escape(line.tier), *map(str, numbers), usd)
+    console.print(table)
+    console.print(f"{bill.traces} queries", highlight=False)
+    if bill.unknown:
+        console.print(f"Saved: unknown. {bill.unknown}", highlight=False, markup=False)
+    elif bill.saved_usd is not None and bill.always_usd is not None:
+        interval = bill.interval_usd
+        sure = "not known: fewer than two audits" if interval is None else f"{interval[0]:.4f} to {interval[1]:.4f}"
+        told = f"Saved: USD {bill.saved_usd:.4f} (95 %: {sure}; {bill.audited} audited answers)"
+        console.print(f"{told} of {bill.always_usd:.4f} that the frontier alone costs", highlight=False)
+        if bill.beside_usd:
+            when = "never at this rate" if bill.break_even is None else f"after {bill.break_even} queries"
+            console.print(f"Beside the answers: USD {bill.beside_usd:.4f}, earned {when}", highlight=False)
+    console.print(
+        f"{counts.signals} signals: {counts.repeated_signals} given again, {counts.late_signals} a day late or more, "
+        f"{counts.unknown_signals} about unknown runs",
+        highlight=False,
+    )
+    if counts.dropped:
+        console.print(f"{counts.dropped} traces or signals were dropped: too much waited to be written", style="yellow")

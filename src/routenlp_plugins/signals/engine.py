@@ -26,8 +26,8 @@ LOCK = 7_310_577_103
 """Of PostgreSQL's advisory locks, the one that is held while the schema changes."""
 
 
-def open_engine(url: str | Path) -> Engine:
-    """The database at an address, or in an SQLite file, made and migrated if need be.
+def open_engine(url: str | Path, *, create: bool = True) -> Engine:
+    """The database at an address, or in an SQLite file, made if need be and allowed, and migrated.
 
     Raises:
         DataError: it cannot be opened, is none of ours, or was written by a newer version.
@@ -35,6 +35,8 @@ def open_engine(url: str | Path) -> Engine:
     """
     address = _address(url)
     local = address.get_backend_name() == "sqlite"
+    if local and not create and not Path(address.database or "").exists():
+        raise DataError(f"{address.database}: there is no such store")
     engine = create_engine(
         address, pool_pre_ping=not local, connect_args={} if local else PATIENCE, hide_parameters=True
     )
@@ -43,7 +45,7 @@ def open_engine(url: str | Path) -> Engine:
         event.listen(engine, "begin", _begin)
     try:
         with writing(engine) as connection:
-            _migrate(connection, _shown(address))
+            _migrate(connection, _shown(address), create=create)
     except DBAPIError as error:
         engine.dispose()
         raise DataError(f"{_shown(address)}: cannot be opened ({_reason(error)})") from None
@@ -107,7 +109,7 @@ def _begin(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
-def _migrate(connection: Connection, shown: str) -> None:
+def _migrate(connection: Connection, shown: str, *, create: bool) -> None:
     if connection.dialect.name == "postgresql":
         connection.execute(text(f"SELECT pg_advisory_xact_lock({LOCK})"))
     config = Config()
@@ -120,6 +122,8 @@ def _migrate(connection: Connection, shown: str) -> None:
         return
     if found is not None and found not in {script.revision for script in scripts.walk_revisions()}:
         raise DataError(f"{shown}: was written by a newer version (schema {found}); upgrade routenlp-plugins")
+    if found is None and not create:
+        raise DataError(f"{shown}: holds no trace store")
     if found is None and connection.dialect.get_table_names(connection):
         raise DataError(f"{shown}: holds tables and is no trace store; give another database or file")
     command.upgrade(config, "head")

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from time import sleep, time, time_ns
+from time import time, time_ns
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
-from sqlalchemy import Connection, case, delete, exists, func, insert, or_, select
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import Connection, func, insert, select
 
 from ..errors import DataError
 from ..evaluate.outcomes import OutcomeRow
@@ -22,13 +22,12 @@ from .engine import open_engine, writing
 from .exporting import Label, audited, outcomes_of
 from .reading import read_traces, repeated_units
 from .redaction import Redact, Redaction
-from .rows import Extra, Recorded, row_of_signal, rows_of_extra, rows_of_trace
+from .rows import Extra, Recorded, row_of_signal, rows_of_trace
 from .signal import Signal
+from .statements import Rows, add_calls, gently, has_trace, known_ids, pruned, upsert
 from .writer import Writer
 
 __all__ = ["Counts", "StoreOptions", "TraceStore"]
-
-Made = TypeVar("Made")
 
 LATE_SECONDS = 86_400.0
 
@@ -97,16 +96,24 @@ class TraceStore:
         redact: ``"drop"`` keeps no text of users or models, ``"hash"`` the SHA-256 of each, a function what it
             returns; None keeps all.
         options: sizes and times.
+        create: whether a store that is not there is made.
 
     Raises:
         DataError: the database cannot be opened, is no trace store, or was written by a newer version.
         MissingExtraError: PostgreSQL without its driver.
     """
 
-    def __init__(self, url: str | Path, redact: Redact = None, options: StoreOptions | None = None) -> None:
+    def __init__(
+        self,
+        url: str | Path,
+        redact: Redact = None,
+        options: StoreOptions | None = None,
+        *,
+        create: bool = True,
+    ) -> None:
         self.options = options or StoreOptions()
         self._redaction = Redaction(redact)
-        self.engine = open_engine(url)
+        self.engine = open_engine(url, create=create)
         self._process = os.getpid()
         self._pruned = 0.0
         self._prune_if_due()
@@ -199,7 +206,7 @@ class TraceStore:
     def counts(self) -> Counts:
         """What the store holds, of all processes that write to it."""
         signals = tables.signals
-        late = _has_trace(signals.c.at > tables.traces.c.at + LATE_SECONDS)
+        late = has_trace(signals.c.at > tables.traces.c.at + LATE_SECONDS)
         with self._reading.begin() as connection:
 
             def number(of: Any) -> int:
@@ -211,13 +218,19 @@ class TraceStore:
                 signals=number(select(func.count()).select_from(signals)),
                 repeated_signals=number(select(func.sum(signals.c.given - 1))),
                 late_signals=number(select(func.count()).select_from(signals).where(late)),
-                unknown_signals=number(select(func.count()).select_from(signals).where(~_has_trace())),
+                unknown_signals=number(select(func.count()).select_from(signals).where(~has_trace())),
                 dropped=number(select(func.sum(tables.drops.c.number))),
             )
 
     def traces(self, since: float | None = None, until: float | None = None) -> Iterator[Recorded]:
         """What was recorded in [since, until), seconds since 1970, in order of time."""
         return (recorded for recorded, _ in read_traces(self._reading, since, until))
+
+    @contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """A connection that sees the store as it is at its beginning; for questions of your own."""
+        with self._reading.begin() as connection:
+            yield connection
 
     def spent_usd(self, purpose: str) -> float:
         """What the calls of this purpose cost, as far as that is known."""
@@ -251,7 +264,7 @@ class TraceStore:
     def prune(self, before: float) -> int:
         """Delete the traces before a time, seconds since 1970, and what was said of them; how many there were."""
         with writing(self._reading) as connection:
-            return _pruned(connection, before)
+            return pruned(connection, before)
 
     @property
     def _reading(self) -> Any:
@@ -271,98 +284,22 @@ class TraceStore:
         """One batch, one transaction; called in the writer's thread."""
         self._prune_if_due()
         recorded = {thing.id: thing for thing in reversed(things) if isinstance(thing, Recorded)}
-        rows = _Rows()
+        rows = Rows()
         with writing(self._reading) as connection:
-            known = _known(connection, list(recorded))
+            known = known_ids(connection, list(recorded))
             for identity in reversed(recorded):
                 if identity not in known:
-                    rows.add(_gently(rows_of_trace, recorded[identity], self._redaction))
+                    rows.add(gently(rows_of_trace, recorded[identity], self._redaction))
             rows.insert(connection)
             for thing in things:
                 if isinstance(thing, Extra):
-                    _add_calls(connection, thing, self._redaction)
+                    add_calls(connection, thing, self._redaction)
             given = [row_of_signal(*thing) for thing in things if isinstance(thing, tuple)]
             if given:
-                connection.execute(_upsert(connection), given)
+                connection.execute(upsert(connection), given)
             lost = [{"at": time(), "what": lane, "number": number} for lane, number in dropped.items() if number]
             if lost:
                 connection.execute(insert(tables.drops), lost)
-
-
-class _Rows:
-    """Rows of several traces, table by table in the order in which they may be inserted."""
-
-    def __init__(self) -> None:
-        self.of: dict[str, list[dict[str, Any]]] = {"traces": [], "calls": [], "contents": [], "runs": []}
-
-    def add(self, rows: Mapping[str, list[dict[str, Any]]]) -> None:
-        for name, some in rows.items():
-            self.of[name] += some
-
-    def insert(self, connection: Connection) -> None:
-        for name, rows in self.of.items():
-            if rows:
-                connection.execute(insert(tables.metadata.tables[name]), rows)
-
-
-def _gently(make: Callable[..., Made], *given: Any) -> Made:
-    """Let a thread that answers a request go first: the interpreter would make it wait for 5 ms."""
-    sleep(0)
-    return make(*given)
-
-
-def _known(connection: Connection, ids: Sequence[str]) -> set[str]:
-    if not ids:
-        return set()
-    return set(connection.scalars(select(tables.traces.c.id).where(tables.traces.c.id.in_(ids))))
-
-
-def _add_calls(connection: Connection, extra: Extra, redaction: Redaction) -> None:
-    calls, contents = tables.calls, tables.contents
-    if not _known(connection, [extra.trace_id]):
-        raise DataError(f"no trace {extra.trace_id!r} is known; record it before its {extra.purpose} calls")
-    last = connection.scalar(select(func.max(calls.c.position)).where(calls.c.trace_id == extra.trace_id))
-    rows, answers = rows_of_extra(extra, 0 if last is None else last + 1, redaction)
-    if rows:
-        connection.execute(insert(calls), rows)
-    if answers:
-        mine = contents.c.trace_id == extra.trace_id
-        kept = connection.scalar(select(contents.c.answers).where(mine))
-        if kept is None:
-            connection.execute(insert(contents), {"trace_id": extra.trace_id, "answers": answers})
-        else:
-            connection.execute(contents.update().where(mine).values(answers={**kept, **answers}))
-
-
-def _upsert(connection: Connection) -> Any:
-    """Insert signals; of one that is there already the later value holds."""
-    signals = tables.signals
-    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
-    new = dialect.insert(signals)
-    later = new.excluded.at >= signals.c.at
-    return new.on_conflict_do_update(
-        index_elements=list(signals.primary_key),
-        set_={
-            "value": case((later, new.excluded.value), else_=signals.c.value),
-            "at": case((later, new.excluded.at), else_=signals.c.at),
-            "given": signals.c.given + 1,
-        },
-    )
-
-
-def _has_trace(*conditions: Any) -> Any:
-    """Of a signal: whether there is a trace of these conditions that it may be about."""
-    traces, runs, signals = tables.traces, tables.runs, tables.signals
-    itself = select(traces.c.id).where(traces.c.id == signals.c.run_id, *conditions).correlate(signals)
-    other = select(traces.c.id).join(runs, runs.c.trace_id == traces.c.id)
-    return or_(exists(itself), exists(other.where(runs.c.run_id == signals.c.run_id, *conditions).correlate(signals)))
-
-
-def _pruned(connection: Connection, before: float) -> int:
-    traces, signals = tables.traces, tables.signals
-    kept = _has_trace(traces.c.at >= before)
-    connection.execute(delete(signals).where(~kept, or_(signals.c.at < before, _has_trace(traces.c.at < before))))
-    return int(connection.execute(delete(traces).where(traces.c.at < before)).rowcount)
 
 
 def _new_id() -> str:
