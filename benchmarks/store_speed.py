@@ -7,6 +7,9 @@ library inserts in a second in the same run.
 Added to a request: requests that wait 2 ms, as for a network, 400 a second, every other one with `record` and a signal.
 What is compared are whole requests, so that a thread that writes and keeps the interpreter busy is noticed too.
 
+Report: what `routenlp report` computes, over 1,000,000 traces with 1.2 calls, texts of 700 characters and 0.1 signals
+each; the rows are made by the database itself.
+
     python benchmarks/store_speed.py
 """
 
@@ -30,9 +33,21 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 from postgres import PostgresServer  # noqa: E402
 
-from routenlp_plugins import Attempt, Completion, Query, StoreOptions, Trace, TraceStore  # noqa: E402
+from routenlp_plugins import (  # noqa: E402
+    Attempt,
+    Completion,
+    Portfolio,
+    Query,
+    StoreOptions,
+    Task,
+    Tier,
+    Trace,
+    TraceStore,
+    ledger,
+)
 
 TRACES, REQUESTS, PAUSE = 30_000, 8_000, 0.002
+LARGE = 1_000_000
 
 
 def main() -> None:
@@ -50,6 +65,8 @@ def main() -> None:
             results["bare inserts into sqlite, a second"] = round(apart(bare, f"{folder}/bare.db"))
             for name, url in urls.items():
                 results[name] |= apart(added, url)
+            for name, url in {"sqlite": f"sqlite:///{folder}/large.db", "postgresql": server.make("large")}.items():
+                results[name]["report over 1,000,000 traces"] = apart(report, url)
         finally:
             server.stop()
     file = Path(__file__).parent / "results" / "store_speed.json"
@@ -85,6 +102,57 @@ def throughput(url: str) -> dict[str, float]:
         assert store.counts().traces == TRACES
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return {"traces_a_second": round(TRACES / seconds), "peak_mb": round(peak)}
+
+
+def report(url: str) -> dict[str, float]:
+    """Seconds and the peak of memory of the bill and the counts of a large store."""
+    portfolio = Portfolio((Tier("small", 0.1, 0.1), Tier("frontier", 10, 10)), "frontier", (Task("t"),))
+    with TraceStore(url) as store:
+        fill(store)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        start = perf_counter()
+        bill = ledger(store, portfolio)
+        counts = store.counts()
+        seconds = perf_counter() - start
+        assert bill.traces == counts.traces == LARGE
+        assert bill.saved_usd is not None
+        assert bill.saved_usd > 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {"seconds": round(seconds, 2), "peak_mb": round(peak / 1024), "added_mb": round((peak - before) / 1024)}
+
+
+def fill(store: TraceStore) -> None:
+    """A fifth of the queries goes on to the frontier, a fiftieth of all is audited, a tenth has thumbs."""
+    sqlite = store.engine.dialect.name == "sqlite"
+    if sqlite:
+        numbers = f"WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i < {LARGE - 1})"
+    else:
+        numbers = f"WITH n(i) AS (SELECT * FROM generate_series(0, {LARGE - 1}))"
+    name = "printf('run-%08d', i)" if sqlite else "'run-' || lpad(i::text, 8, '0')"
+    words = "printf('%.700c', 'x')" if sqlite else "repeat('x', 700)"
+    escalated = "i % 5 = 0"
+    columns = "trace_id, position, purpose, tier, accepted, input_tokens, output_tokens, cost_usd, latency_ms"
+    small = f"{name}, 0, 'answer', 'small', NOT ({escalated}), 120, 50, 0.00002, 30.0"
+    frontier = "'frontier', {accepted}, 120, 50, 0.0017, 900.0"
+    answered = f"{name}, 1, 'answer', {frontier.format(accepted='TRUE')}"
+    audit = f"{name}, 2, 'audit', {frontier.format(accepted='FALSE')}"
+    statements = [
+        "INSERT INTO traces (id, at, origin, query_id, task, unit, tier, reason, propensity) "
+        f"{numbers} SELECT {name}, 1.7e9 + i, 'served', 'q' || i, 't', NULL, "
+        f"CASE WHEN {escalated} THEN 'frontier' ELSE 'small' END, 'because', 0.02 FROM n",
+        f"INSERT INTO calls ({columns}) {numbers} SELECT {small} FROM n",
+        f"INSERT INTO calls ({columns}) {numbers} SELECT {answered} FROM n WHERE {escalated}",
+        f"INSERT INTO calls ({columns}) {numbers} SELECT {audit} FROM n WHERE i % 50 = 1",
+        f"INSERT INTO contents (trace_id, text, answers) {numbers} SELECT {name}, {words}, '{{}}' FROM n",
+        f"INSERT INTO runs (run_id, trace_id) {numbers} SELECT 'q' || i, {name} FROM n",
+        "INSERT INTO signals (run_id, kind, source, tier, other, value, given, at) "
+        f"{numbers} SELECT 'q' || i, 'thumbs', 'user', '', '', i % 2, 1, 1.7e9 + i FROM n WHERE i % 10 = 0",
+    ]
+    with store.engine.execution_options(writes=True).begin() as connection:
+        for statement in statements:
+            connection.exec_driver_sql(statement)
+    with store.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.exec_driver_sql("ANALYZE")
 
 
 def bare(file: str) -> float:
