@@ -130,7 +130,7 @@ def fill(store: TraceStore) -> None:
         numbers = f"WITH n(i) AS (SELECT * FROM generate_series(0, {LARGE - 1}))"
     name = "printf('run-%08d', i)" if sqlite else "'run-' || lpad(i::text, 8, '0')"
     words = "printf('%.700c', 'x')" if sqlite else "repeat('x', 700)"
-    escalated = "i % 5 = 0"
+    escalated = "i / 5 * 5 = i"
     columns = "trace_id, position, purpose, tier, accepted, input_tokens, output_tokens, cost_usd, latency_ms"
     small = f"{name}, 0, 'answer', 'small', NOT ({escalated}), 120, 50, 0.00002, 30.0"
     frontier = "'frontier', {accepted}, 120, 50, 0.0017, 900.0"
@@ -142,11 +142,11 @@ def fill(store: TraceStore) -> None:
         f"CASE WHEN {escalated} THEN 'frontier' ELSE 'small' END, 'because', 0.02 FROM n",
         f"INSERT INTO calls ({columns}) {numbers} SELECT {small} FROM n",
         f"INSERT INTO calls ({columns}) {numbers} SELECT {answered} FROM n WHERE {escalated}",
-        f"INSERT INTO calls ({columns}) {numbers} SELECT {audit} FROM n WHERE i % 50 = 1",
+        f"INSERT INTO calls ({columns}) {numbers} SELECT {audit} FROM n WHERE (i - 1) / 50 * 50 = i - 1",
         f"INSERT INTO contents (trace_id, text, answers) {numbers} SELECT {name}, {words}, '{{}}' FROM n",
         f"INSERT INTO runs (run_id, trace_id) {numbers} SELECT 'q' || i, {name} FROM n",
         "INSERT INTO signals (run_id, kind, source, tier, other, value, given, at) "
-        f"{numbers} SELECT 'q' || i, 'thumbs', 'user', '', '', i % 2, 1, 1.7e9 + i FROM n WHERE i % 10 = 0",
+        f"{numbers} SELECT 'q' || i, 'thumbs', 'user', '', '', i - i / 2 * 2, 1, 1.7e9 + i FROM n WHERE i / 10 * 10 = i",
     ]
     with store.engine.execution_options(writes=True).begin() as connection:
         for statement in statements:
