@@ -146,7 +146,8 @@ def fill(store: TraceStore) -> None:
         f"INSERT INTO contents (trace_id, text, answers) {numbers} SELECT {name}, {words}, '{{}}' FROM n",
         f"INSERT INTO runs (run_id, trace_id) {numbers} SELECT 'q' || i, {name} FROM n",
         "INSERT INTO signals (run_id, kind, source, tier, other, value, given, at) "
-        f"{numbers} SELECT 'q' || i, 'thumbs', 'user', '', '', i - i / 2 * 2, 1, 1.7e9 + i FROM n WHERE i / 10 * 10 = i",
+        f"{numbers} SELECT 'q' || i, 'thumbs', 'user', '', '', i - i / 2 * 2, 1, 1.7e9 + i FROM n "
+        "WHERE i / 10 * 10 = i",
     ]
     with store.engine.execution_options(writes=True).begin() as connection:
         for statement in statements:

@@ -54,8 +54,10 @@ if TYPE_CHECKING:
     from .routing.observations import Observations as Observations
     from .routing.requirements import CapabilityHeads as CapabilityHeads
     from .sessions import session_after as session_after
+    from .signals.importing import import_traces as import_traces
     from .signals.ledger import Ledger as Ledger
     from .signals.ledger import ledger as ledger
+    from .signals.records import ImportOptions as ImportOptions
     from .signals.shadow import Shadow as Shadow
     from .signals.shadow import ShadowOptions as ShadowOptions
     from .signals.signal import Signal as Signal
@@ -115,6 +117,8 @@ _MODULES = {
     "routing.observations": ("Observations",),
     "routing.requirements": ("CapabilityHeads",),
     "sessions": ("session_after",),
+    "signals.importing": ("import_traces",),
+    "signals.records": ("ImportOptions",),
     "signals.ledger": ("Ledger", "ledger"),
     "signals.shadow": ("Shadow", "ShadowOptions"),
     "signals.signal": ("Signal",),

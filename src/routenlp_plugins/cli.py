@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast
 
 import typer
 from rich.console import Console
@@ -186,6 +186,68 @@ def show(
         _write_json(facts, as_json)
         return
     show_release(Console(), loaded)
+
+
+@app.command("import", cls=_Command)
+def import_(
+    files: Annotated[list[Path], typer.Argument(help="JSON lines, .jsonl or .jsonl.gz.", metavar="FILES...")],
+    store: Annotated[str, typer.Option(help="The trace store: sqlite:///FILE or postgresql://USER@HOST/DATABASE.")],
+    form: Annotated[str, typer.Option("--format", help="openai, langsmith or outcomes.")],
+    portfolio: Annotated[Path | None, typer.Option(help="Portfolio, YAML: prices, and who the frontier is.")] = None,
+    task: Annotated[str, typer.Option(help="Of records that name none.")] = "default",
+    tier: Annotated[list[str] | None, typer.Option(help="MODEL=TIER, where a model is not the frontier.")] = None,
+    redact: Annotated[str | None, typer.Option(help="drop or hash: what becomes of texts.")] = None,
+    skip_bad_lines: SkipBadLines = False,
+    as_json: AsJson = None,
+) -> None:
+    """Read what others have recorded into a trace store."""
+    from .portfolio import Portfolio
+    from .signals.importing import import_traces
+    from .signals.records import ImportOptions
+    from .signals.store import TraceStore
+
+    with _bad_input(as_json):
+        named = dict(one.partition("=")[::2] for one in tier or ())
+        for model, name in named.items():
+            if not name:
+                raise DataError(f"--tier {model}: expected MODEL=TIER")
+        known = None if portfolio is None else Portfolio.from_yaml(portfolio)
+        with TraceStore(store, cast("Any", redact)) as opened:
+            done = import_traces(opened, files, form, ImportOptions(known, task, named, skip_bad_lines))
+    if as_json is not None:
+        _write_json({"traces": done.traces, "signals": done.signals, "skipped_lines": done.skipped}, as_json)
+        return
+    left = f", {done.skipped} lines left out" if done.skipped else ""
+    Console().print(f"{done.traces} traces and {done.signals} signals read{left}", highlight=False)
+
+
+@app.command(cls=_Command)
+def export(
+    outcomes: Annotated[Path, typer.Argument(help="Outcome file to write, .jsonl; must not exist.", metavar="FILE")],
+    store: Annotated[str, typer.Option(help="The trace store: sqlite:///FILE or postgresql://USER@HOST/DATABASE.")],
+    beside: Annotated[str | None, typer.Option(help="Only traces with calls of this purpose: shadow or audit.")] = None,
+    days: Annotated[float | None, typer.Option(help="Only the last so many days.")] = None,
+    as_json: AsJson = None,
+) -> None:
+    """Write the traces of a store as outcomes; their quality is what audits say."""
+    from time import time
+
+    from .evaluate.outcomes import outcome_line
+    from .signals.store import TraceStore
+
+    with _bad_input(as_json):
+        if outcomes.exists():
+            raise DataError(f"{outcomes}: exists already and is not overwritten; choose a new file")
+        rows = known = 0
+        with TraceStore(store, create=False) as opened, outcomes.open("x", encoding="utf-8") as file:
+            for row in opened.outcomes(since=None if days is None else time() - days * 86_400, beside=beside):
+                file.write(outcome_line(row) + "\n")
+                rows += 1
+                known += any(outcome.quality is not None for outcome in row.outcomes.values())
+    if as_json is not None:
+        _write_json({"rows": rows, "rows_with_quality": known}, as_json)
+        return
+    Console().print(f"{outcomes}: {rows} rows, {known} of them with a quality", highlight=False, markup=False)
 
 
 @app.command(cls=_Command)

@@ -187,7 +187,11 @@ class TraceStore:
         Raises:
             DataError: it is no signal, or the store is closed.
         """
-        return self._writer.put("signals", (Signal(str(run_id), kind, value, source, at, other, tier), time()))
+        return self.give(Signal(str(run_id), kind, value, source, at, other, tier))
+
+    def give(self, signal: Signal) -> Future[None]:
+        """As `signal`."""
+        return self._writer.put("signals", (signal, time()))
 
     def flush(self, timeout: float | None = None) -> None:
         """Wait until all that was given before is committed.

@@ -1,0 +1,130 @@
+"""What others have recorded, into a store: chat logs, run exports, outcomes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import DataError
+from ..evaluate.outcomes import Paths, parse_outcome_line, read_lines
+from ..types import Attempt, Trace
+from .langsmith import langsmith
+from .openai_logs import openai_logs
+from .records import Found, ImportOptions, Line, Reader, identity, seconds
+from .rows import Recorded
+from .signal import Signal
+from .store import TraceStore
+
+__all__ = ["Imported", "import_traces"]
+
+
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """What became of the records."""
+
+    traces: int
+    signals: int
+    skipped: int
+
+
+def import_traces(store: TraceStore, paths: Paths, form: str, options: ImportOptions | None = None) -> Imported:
+    """Read files of JSON lines (``.jsonl``, ``.jsonl.gz``) into a store.
+
+    A record that is in the store already is not written again, so that an import may be repeated.
+
+    Args:
+        form: ``openai``: chat completions, as ``{"request", "response"}``, as requests and responses of a batch that
+            share a ``custom_id``, or as ``{"messages"}`` that end with the answer. ``langsmith``: exported runs, and
+            feedback.
+            ``outcomes``: the outcome format; qualities become audits.
+
+    Raises:
+        DataError: a file cannot be read, or a line is malformed; names file, line and field.
+    """
+    readers: dict[str, Reader] = {"openai": openai_logs, "langsmith": langsmith, "outcomes": _outcomes}
+    if form not in readers:
+        raise DataError(f"form must be one of {', '.join(readers)}, got {form!r}")
+    options = options or ImportOptions()
+    skipped = 0
+
+    def bad(error: DataError) -> None:
+        nonlocal skipped
+        if not options.skip_bad_lines:
+            raise error
+        skipped += 1
+
+    traces = signals = 0
+    last = None
+    files = [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]
+    for found in readers[form](_lines(files, bad), options, bad):
+        if found.trace is not None:
+            traces += 1
+            one = found.trace
+            last = store.record(
+                one.trace, one.id, runs=one.runs, unit=one.unit, origin="imported", propensity=one.propensity, at=one.at
+            )
+            if found.beside:
+                last = store.record_calls(one.id, "shadow", found.beside)
+        for signal in found.signals:
+            signals += 1
+            last = store.give(signal)
+        if (traces + signals) % 1000 == 0 and last is not None:
+            # reading is faster than writing, and nothing is to be dropped
+            last.result()
+    store.flush()
+    return Imported(traces, signals, skipped)
+
+
+def _lines(files: list[Path], bad: Callable[[DataError], None]) -> Iterator[Line]:
+    for path in files:
+        for number, text in read_lines(path):
+            source = f"{path}:{number}"
+            try:
+                facts = json.loads(text)
+            except json.JSONDecodeError as error:
+                bad(DataError(f"{source}: not a complete JSON object ({error})"))
+                continue
+            if not isinstance(facts, dict):
+                bad(DataError(f"{source}: expected a JSON object, got {type(facts).__name__}"))
+                continue
+            yield Line(facts, text, source)
+
+
+def _outcomes(lines: Iterator[Line], options: ImportOptions, bad: Callable[[DataError], None]) -> Iterator[Found]:
+    if options.portfolio is None:
+        raise DataError("outcomes: a portfolio is needed, which says whose answers were served: the frontier's")
+    frontier = options.portfolio.frontier
+    for line in lines:
+        try:
+            row = parse_outcome_line(line.text, line.source)
+            attempts = {
+                tier: Attempt(
+                    tier,
+                    tier == frontier,
+                    completion=None if outcome.error is not None else outcome.completion,
+                    error=outcome.error,
+                )
+                for tier, outcome in row.outcomes.items()
+            }
+            if frontier not in attempts:
+                raise DataError(f"{line.source}: outcomes: the frontier {frontier!r} is missing")
+            name = identity(row.query.id, line)
+            recorded = Recorded(
+                name,
+                seconds(row.timestamp, line.source) or 0.0,
+                Trace(row.query, row.query.task, (attempts.pop(frontier),), "imported"),
+                "imported",
+                row.group,
+                row.propensity,
+            )
+        except DataError as error:
+            bad(error)
+            continue
+        signals = tuple(
+            Signal(name, "audit", outcome.quality, "imported", recorded.at, tier=None if tier == frontier else tier)
+            for tier, outcome in row.outcomes.items()
+            if outcome.quality is not None
+        )
+        yield Found(recorded, tuple(attempts.values()), signals)

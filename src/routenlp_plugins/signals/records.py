@@ -1,0 +1,110 @@
+"""Records of others on their way to traces: where they stand, and what they are taken for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from hashlib import sha256
+from typing import Any
+
+from ..errors import DataError, TierError
+from ..portfolio import Portfolio, Tier
+from ..tiers.boundary import received
+from ..types import Attempt, Call, Completion, Query, Trace
+from .rows import Recorded
+from .signal import Signal
+
+__all__ = ["Found", "ImportOptions", "Line", "Reader", "identity", "imported", "seconds", "text_of"]
+
+
+@dataclass(frozen=True, slots=True)
+class ImportOptions:
+    """How records become traces.
+
+    Attributes:
+        portfolio: prices the calls, and says who the frontier is.
+        task: of records that name none.
+        tiers: name of a model -> name of the tier; others are the portfolio's frontier, or without a portfolio tiers
+            of the model's own name.
+        skip_bad_lines: leave malformed lines out instead of raising; they are counted.
+    """
+
+    portfolio: Portfolio | None = None
+    task: str = "default"
+    tiers: Mapping[str, str] = field(default_factory=dict)
+    skip_bad_lines: bool = False
+
+    def tier(self, model: str | None) -> Tier:
+        """The tier that a model is."""
+        name = self.tiers.get(model or "")
+        if self.portfolio is None:
+            return Tier(name or model or "model")
+        return self.portfolio.tier(name or self.portfolio.frontier)
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One record, and where it stands."""
+
+    facts: Mapping[str, Any]
+    text: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A trace with calls beside it, or what was said of some run."""
+
+    trace: Recorded | None = None
+    beside: tuple[Attempt, ...] = ()
+    signals: tuple[Signal, ...] = ()
+
+
+Reader = Callable[[Iterator[Line], ImportOptions, Callable[[DataError], None]], Iterator[Found]]
+"""Makes something of lines; calls the function for each that it cannot read."""
+
+
+def imported(
+    line: Line, options: ImportOptions, query: Query, answer: Completion | str, model: str | None, **facts: Any
+) -> Recorded:
+    """The trace of one call; a text instead of an answer is why there is none."""
+    tier = options.tier(model)
+    call = Call(tier.name, query)
+    try:
+        if isinstance(answer, str):
+            raise TierError(answer, tier.name)
+        attempt = Attempt(tier.name, True, completion=received(tier, call, answer))
+    except TierError as error:
+        attempt = Attempt(tier.name, False, error=str(error))
+    trace = Trace(query, query.task, (attempt,), "imported")
+    try:
+        return Recorded(trace=trace, origin="imported", **facts)
+    except DataError as error:
+        raise DataError(f"{line.source}: {error}") from None
+
+
+def seconds(value: Any, source: str) -> float | None:
+    """Seconds since 1970 of a number or an ISO 8601 text; None of None."""
+    if value is None:
+        return None
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    try:
+        return datetime.fromisoformat(str(value)).timestamp()
+    except ValueError:
+        raise DataError(f"{source}: a time is seconds since 1970 or ISO 8601, got {value!r}") from None
+
+
+def identity(name: Any, line: Line) -> str:
+    """The record's own id, or one that is the same whenever the same line is imported."""
+    if isinstance(name, str) and 0 < len(name) <= 64:
+        return name
+    return sha256((name if isinstance(name, str) else line.text).encode("utf-8", "replace")).hexdigest()[:32]
+
+
+def text_of(content: Any) -> str:
+    """Of a message: its text, or that of its parts."""
+    if isinstance(content, list):
+        return "".join(str(part.get("text") or "") for part in content if isinstance(part, Mapping))
+    return "" if content is None else str(content)

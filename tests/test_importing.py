@@ -1,0 +1,152 @@
+"""What others have recorded, read into a store: every form, and every line that cannot be read."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from helpers import FRONTIER, MIDDLE, SMALL, portfolio, record, rows, write_jsonl
+from typer.testing import CliRunner
+
+from routenlp_plugins import DataError, ImportOptions, TraceStore, import_traces
+from routenlp_plugins.cli import app
+from routenlp_plugins.evaluate.outcomes import outcome_line, read_outcomes
+
+
+@pytest.fixture
+def store(tmp_path):
+    with TraceStore(tmp_path / "traces.db") as opened:
+        yield opened
+
+
+def request(**facts):
+    messages = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "where is my card?"}]
+    return {"model": "gpt-x", "messages": messages, **facts}
+
+
+def response(**facts):
+    message = {"role": "assistant", "content": "in your drawer"}
+    usage = {"prompt_tokens": 12, "completion_tokens": 4, "prompt_tokens_details": {"cached_tokens": 8}}
+    tokens = [{"token": "in", "logprob": -0.5, "top_logprobs": []}]
+    choice = {"index": 0, "message": message, "logprobs": {"content": tokens}}
+    return {"id": "chatcmpl-1", "created": 1000, "model": "gpt-x-2026", "choices": [choice], "usage": usage, **facts}
+
+
+def test_requests_with_their_responses_become_traces(store, tmp_path):
+    file = write_jsonl(
+        tmp_path / "log.jsonl",
+        {"request": request(), "response": response()},
+        {"request": request(tools=[{}]), "response": response(id="chatcmpl-2")},
+        {"request": request(), "response": {"error": {"message": "rate limit"}}},
+    )
+    options = ImportOptions(portfolio(), "support", {"gpt-x-2026": MIDDLE})
+    done = import_traces(store, file, "openai", options)
+    assert (done.traces, done.signals, done.skipped) == (3, 0, 0)
+    failed, first, tools = store.traces()
+    (attempt,) = first.trace.attempts
+    assert (first.id, first.at, first.origin, first.trace.task) == ("chatcmpl-1", 1000.0, "imported", "support")
+    assert first.trace.query.text == "where is my card?"
+    assert (attempt.tier, attempt.accepted, attempt.completion.text) == (MIDDLE, True, "in your drawer")
+    assert (attempt.completion.model, attempt.completion.cached_tokens) == ("gpt-x-2026", 8)
+    assert attempt.completion.token_logprobs == (-0.5,)
+    assert attempt.completion.cost_usd == pytest.approx(16e-6)
+    assert tools.id == "chatcmpl-2"
+    assert failed.trace.attempts[0].error == "no answer: rate limit"
+    assert failed.trace.attempts[0].tier == FRONTIER
+
+
+def test_an_import_may_be_repeated(store, tmp_path):
+    file = write_jsonl(tmp_path / "log.jsonl", {"request": request(), "response": response()}, request_only_chat())
+    for _ in range(2):
+        import_traces(store, file, "openai")
+    assert store.counts().traces == 2
+
+
+def request_only_chat():
+    return {"messages": [{"role": "user", "content": "where?"}, {"role": "assistant", "content": "there"}]}
+
+
+def test_requests_and_responses_of_a_batch_are_joined(store, tmp_path):
+    asked = {"custom_id": "job-1", "method": "POST", "url": "/v1/chat/completions", "body": request()}
+    answered = {"id": "batch_req_1", "custom_id": "job-1", "response": {"status_code": 200, "body": response()}}
+    files = [write_jsonl(tmp_path / "in.jsonl", asked), write_jsonl(tmp_path / "out.jsonl", answered)]
+    import_traces(store, files, "openai")
+    (found,) = store.traces()
+    assert (found.id, found.trace.query.text) == ("job-1", "where is my card?")
+    with pytest.raises(DataError, match=r"in.jsonl:1: custom_id 'job-1' has no response"):
+        import_traces(store, files[0], "openai")
+
+
+def test_a_chat_that_ends_with_the_answer_is_one(store, tmp_path):
+    import_traces(store, write_jsonl(tmp_path / "chat.jsonl", request_only_chat()), "openai")
+    (found,) = store.traces()
+    assert (found.trace.query.text, found.trace.attempts[0].completion.text) == ("where?", "there")
+
+
+def test_outcomes_come_back_as_they_were(store, tmp_path):
+    given = tmp_path / "outcomes.jsonl"
+    given.write_text("".join(outcome_line(row) + "\n" for row in rows(50)))
+    done = import_traces(store, given, "outcomes", ImportOptions(portfolio()))
+    assert (done.traces, done.signals) == (50, 150)
+    back = {row.query.id: row for row in store.outcomes()}
+    for row in read_outcomes(given):
+        found = back[row.query.id]
+        assert {t: (o.quality, o.completion.text, o.completion.confidence) for t, o in found.outcomes.items()} == {
+            t: (o.quality, o.completion.text, o.completion.confidence) for t, o in row.outcomes.items()
+        }
+
+
+BAD = [
+    ("openai", "not json", r"bad.jsonl:2: not a complete JSON object"),
+    ("openai", "[1]", r"bad.jsonl:2: expected a JSON object, got list"),
+    ("openai", '{"messages": "hello"}', r"bad.jsonl:2: messages: expected the messages of a chat"),
+    ("openai", '{"messages": [{"role": "user", "content": "a"}]}', r"bad.jsonl:2: response: missing"),
+    ("langsmith", '{"id": "a"}', r"bad.jsonl:2: neither a run"),
+    (
+        "langsmith",
+        '{"id": "a", "run_type": "llm", "inputs": {}}',
+        r"bad.jsonl:2: inputs: expected messages",
+    ),
+    ("langsmith", '{"key": "stars", "run_id": "r", "score": 4}', r"bad.jsonl:2: feedback 'stars': score must be in"),
+    ("outcomes", '{"query_id": "q"}', r"bad.jsonl:2: task: Field required"),
+]
+GOOD = {"openai": request_only_chat(), "langsmith": {"id": "x", "run_type": "chain"}, "outcomes": record()}
+
+
+@pytest.mark.parametrize(("form", "line", "message"), BAD)
+def test_a_line_that_cannot_be_read_is_an_error_with_its_place(store, tmp_path, form, line, message):
+    file = tmp_path / "bad.jsonl"
+    file.write_text(json.dumps(GOOD[form]) + "\n" + line + "\n")
+    with pytest.raises(DataError, match=message):
+        import_traces(store, file, form, ImportOptions(portfolio()))
+    done = import_traces(store, file, form, ImportOptions(portfolio(), skip_bad_lines=True))
+    assert done.skipped == 1
+
+
+def test_a_form_that_is_none_and_outcomes_without_a_frontier_are_refused(store, tmp_path):
+    file = write_jsonl(tmp_path / "outcomes.jsonl", record())
+    with pytest.raises(DataError, match="form must be one of openai, langsmith, outcomes, got 'csv'"):
+        import_traces(store, file, "csv")
+    with pytest.raises(DataError, match="a portfolio is needed"):
+        import_traces(store, file, "outcomes")
+
+
+def test_the_command_line_imports_and_exports(tmp_path):
+    (tmp_path / "portfolio.yaml").write_text(
+        "frontier: frontier\ntiers:\n  - {name: small, input_usd_per_mtok: 1, output_usd_per_mtok: 1}\n"
+        "  - {name: frontier, input_usd_per_mtok: 10, output_usd_per_mtok: 10}\n"
+    )
+    given = write_jsonl(tmp_path / "given.jsonl", record("a"), record("b"))
+    store = ["--store", str(tmp_path / "traces.db")]
+    options = [*store, "--format", "outcomes", "--portfolio", str(tmp_path / "portfolio.yaml")]
+    read = CliRunner().invoke(app, ["import", str(given), *options])
+    assert (read.exit_code, read.output.strip()) == (0, "2 traces and 4 signals read")
+    written = CliRunner().invoke(app, ["export", str(tmp_path / "out.jsonl"), *store, "--beside", "shadow"])
+    assert written.exit_code == 0, written.output
+    assert "2 rows, 2 of them with a quality" in " ".join(written.output.split())
+    assert {tuple(row.outcomes) for row in read_outcomes(tmp_path / "out.jsonl")} == {(FRONTIER, SMALL)}
+    again = CliRunner().invoke(app, ["export", str(tmp_path / "out.jsonl"), *store])
+    assert again.exit_code == 2
+    assert "exists already" in again.output
+    wrong = CliRunner().invoke(app, ["import", str(given), *store, "--format", "openai", "--tier", "gpt"])
+    assert (wrong.exit_code, "expected MODEL=TIER" in wrong.output) == (2, True)
