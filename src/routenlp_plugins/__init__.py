@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .auditing import Auditor as Auditor
     from .cascade.certificate import Certificate as Certificate
     from .cascade.families import Space as Space
+    from .cascade.noise import Noise as Noise
     from .collecting import collect as collect
     from .conversation import turn_key as turn_key
     from .conversation import user_words as user_words
@@ -87,6 +88,7 @@ _MODULES = {
     "auditing": ("AuditOptions", "Auditor"),
     "cascade.certificate": ("Certificate",),
     "cascade.families": ("Space",),
+    "cascade.noise": ("Noise",),
     "collecting": ("collect",),
     "conversation": ("turn_key", "user_words"),
     "evaluate.references": ("Reference",),

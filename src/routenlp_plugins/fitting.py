@@ -15,6 +15,7 @@ from .cascade.candidate import Candidate
 from .cascade.certificate import Certificate, Proof
 from .cascade.certification import Stream, certify, method
 from .cascade.families import Space
+from .cascade.noise import Noise, NoisyRetention, NoisyViolation
 from .cascade.risks import Retention, Risk, SelectiveViolation, Violation
 from .cascade.search import Path as Candidates
 from .cascade.search import pooled_paths, task_paths
@@ -51,6 +52,8 @@ class FitOptions:
         router: how the difficulty router is trained on the ordering rows, whose predictions policies may look at; None
             searches without one.
         space: what policies may do.
+        noise: what is known of labels that are not the truth, where the `quality` of all rows is such a label; the
+            promise is about the truth all the same. See `routenlp_plugins.LabelModel`.
         passed_over: whether calls of cheap tiers that failed when outcomes were collected will fail when serving too,
             as those with too long a context do: such an answer is then passed over. If not, it might come next time
             and be anything, and a policy that would have asked for it is charged a bad one.
@@ -63,6 +66,7 @@ class FitOptions:
     unlike: float = 0.01
     prompts: bool = True
     smallest_propensity: float | None = None
+    noise: Noise | None = None
     passed_over: bool = False
     router: TrainingOptions | None = field(default_factory=TrainingOptions)
     space: Space = field(default_factory=Space)
@@ -109,6 +113,8 @@ def fit(
     risk = _risk(alpha, retention, options)
     if isinstance(delta, bool) or not isinstance(delta, int | float) or not 0 < delta < 1:
         raise DataError(f"delta must be strictly between 0 and 1, got {delta!r}")
+    if options.noise is not None and not options.noise.delta < delta:
+        raise DataError(f"delta={delta:g}: the noise of the labels takes {options.noise.delta:g} of it; give more")
     if not isinstance(portfolio, Portfolio):
         portfolio = Portfolio.from_yaml(portfolio)
     rows = outcome_rows(outcomes)
@@ -127,7 +133,7 @@ def fit(
         found = _without_texts(found, unwritten)
         held_out[name] = _with_all_tasks(tables, found if router is None else foreseen(router, found))
     streams = _streams(risk, tables, held_out["certification"], options, seed)
-    chosen, proofs = certify(risk, streams, delta)
+    chosen, proofs = certify(risk, streams, delta if options.noise is None else delta - options.noise.delta)
     proofs = tuple(_with_cost(proof, chosen, held_out["reporting"]) for proof in proofs)
     names = dict.fromkeys([*(task.name for task in portfolio.tasks), *sorted({row.query.task or "" for row in rows})])
     staying = Policy(
@@ -152,7 +158,7 @@ def fit(
         portfolio=portfolio.fingerprint,
         policy=fingerprint(policy),
         date=datetime.now(UTC).date().isoformat(),
-        method=method(risk, weighted=options.smallest_propensity is not None),
+        method=_method(risk, options),
         scope="all tasks pooled" if options.pooled else "each task",
         groups=any(row.group is not None for row in rows),
     )
@@ -166,9 +172,23 @@ def fit(
 def _risk(alpha: float | None, retention: float | None, options: FitOptions) -> Risk:
     if (alpha is None) == (retention is None):
         raise DataError("give alpha or retention, one of them: what the policy has to keep")
+    if options.noise is not None:
+        if options.selective:
+            raise DataError("selective: not with labels that are not the truth; bound P(accepted and quality < tau)")
+        if retention is not None:
+            return NoisyRetention(retention, options.noise)
+        return NoisyViolation(cast("float", alpha), options.noise)
     if retention is not None:
         return Retention(retention)
     return SelectiveViolation(cast("float", alpha)) if options.selective else Violation(cast("float", alpha))
+
+
+def _method(risk: Risk, options: FitOptions) -> str:
+    how = method(risk, weighted=options.smallest_propensity is not None)
+    if options.noise is None:
+        return how
+    on_good, on_bad = options.noise.on_good, options.noise.on_bad
+    return f"{how}, of labels that are at most {on_good:.4g} where answers are good and {on_bad:.4g} where they are bad"
 
 
 def _check_complete(rows: Sequence[OutcomeRow], portfolio: Portfolio, risk: Risk) -> None:
@@ -216,7 +236,7 @@ def _learned(
     """A router, and the tables with what it says of their rows; none where it tells queries of a promise not apart."""
     if options.router is None:
         return None, dict(tables)
-    graded = isinstance(risk, Retention)
+    graded = isinstance(risk, Retention) or options.noise is not None
     found = learned(tables, replace(options.router, seed=seed), graded=graded, stream=options.pooled)
     return found or (None, dict(tables))
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import ceil
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,7 @@ from .bounds import (
 from .candidate import Candidate
 from .certificate import Proof
 from .ladders import climb
-from .risks import Answered, Retention, Risk, SelectiveViolation, risk_of
+from .risks import Answered, Retention, Risk, SelectiveViolation
 from .search import Path
 
 __all__ = ["Stream", "certify", "method", "p_values"]
@@ -213,17 +213,12 @@ class _Test:
 
 def method(risk: Risk, weighted: bool) -> str:
     """How the policies of a certificate were tested."""
-    return f"{BINOMIAL if _exact(risk, weighted) else BETTING} {PATHS}"
-
-
-def _exact(risk: Risk, weighted: bool) -> bool:
-    """Whether rows violate or not and all count the same, so that their number is binomial."""
-    return not weighted and not isinstance(risk, Retention)
+    return f"{BINOMIAL if risk.binomial and not weighted else BETTING} {PATHS}"
 
 
 def _counts(risk: Risk, rows: Answered, *, weighted: bool) -> tuple[int, int] | None:
-    """Violations among how many rows, where that number is binomial."""
-    if not _exact(risk, weighted):
+    """Violations among how many rows, where that number is binomial: they count the same."""
+    if weighted or not risk.binomial:
         return None
     trials = rows.below.sum() if isinstance(risk, SelectiveViolation) else len(rows.weights)
     return int(rows.violation.sum()), int(trials)
@@ -262,7 +257,7 @@ def _bound(
     if counts is not None:
         return binomial_upper_bound(*counts, delta)
     levels = np.linspace(*((0.5, 1.0) if isinstance(risk, Retention) else (0.0, 0.5)), BOUND_LEVELS + 2)[1:-1]
-    at = [risk_of(risk.kind, float(level)) for level in levels]
+    at = [replace(cast("Any", risk), level=float(level)) for level in levels]
     scale = rows.weights * smallest_propensity if smallest_propensity else 1.0
     excess = np.column_stack([scale * r.excess(rows) for r in at])
     largest = np.array([r.largest for r in at])
@@ -273,7 +268,7 @@ def _bound(
 
 
 def _labels_needed(risk: Risk, rows: Answered, delta: float) -> int | None:
-    if isinstance(risk, Retention):
+    if not risk.binomial:
         excess = risk.excess(rows)
         return labels_needed_for_mean(float(excess.mean()), float((excess**2).mean()), delta)
     needed = labels_needed(risk.estimate(rows), risk.level, delta)

@@ -119,6 +119,11 @@ class Risk(Protocol):
         ...
 
     @property
+    def binomial(self) -> bool:
+        """Whether a row breaks it or not, so that their number is binomial."""
+        ...
+
+    @property
     def largest(self) -> float:
         """The largest excess of a row."""
         ...
@@ -164,6 +169,7 @@ class Violation:
 
     level: float
     kind = "violation"
+    binomial = True
 
     def __post_init__(self) -> None:
         _check("alpha", self.level)
@@ -249,6 +255,7 @@ class Retention:
 
     level: float
     kind = "retention"
+    binomial = False
 
     def __post_init__(self) -> None:
         _check("retention", self.level)
