@@ -550,8 +550,8 @@ def test_what_was_recorded_becomes_outcomes_with_what_audits_say(url, tmp_path):
 
 
 def test_another_label_may_be_made_of_what_was_said(url):
-    def thumbs(signals):
-        found = [signal.value for signal in signals if signal.kind == "thumbs"]
+    def thumbs(opinion):
+        found = [signal.value for signal in opinion.signals if signal.kind == "thumbs"]
         return found[-1] if found else None
 
     with TraceStore(url) as store:
@@ -561,7 +561,7 @@ def test_another_label_may_be_made_of_what_was_said(url):
         (row,) = store.outcomes(thumbs)
         assert (row.outcomes["frontier"].quality, row.outcomes["small"].quality) == (0.0, None)
         with pytest.raises(DataError, match="the label of frontier is 7; expected"):
-            list(store.outcomes(lambda signals: 7))
+            list(store.outcomes(lambda opinion: 7))
 
 
 def test_what_is_said_of_a_run_with_several_traces_is_said_of_the_last(url):

@@ -56,8 +56,10 @@ if TYPE_CHECKING:
     from .routing.requirements import CapabilityHeads as CapabilityHeads
     from .sessions import session_after as session_after
     from .signals.importing import import_traces as import_traces
+    from .signals.labels import LabelModel as LabelModel
     from .signals.ledger import Ledger as Ledger
     from .signals.ledger import ledger as ledger
+    from .signals.opinions import Opinion as Opinion
     from .signals.records import ImportOptions as ImportOptions
     from .signals.shadow import Shadow as Shadow
     from .signals.shadow import ShadowOptions as ShadowOptions
@@ -121,6 +123,8 @@ _MODULES = {
     "sessions": ("session_after",),
     "signals.importing": ("import_traces",),
     "signals.records": ("ImportOptions",),
+    "signals.labels": ("LabelModel",),
+    "signals.opinions": ("Opinion",),
     "signals.ledger": ("Ledger", "ledger"),
     "signals.shadow": ("Shadow", "ShadowOptions"),
     "signals.signal": ("Signal",),

@@ -226,6 +226,7 @@ def export(
     outcomes: Annotated[Path, typer.Argument(help="Outcome file to write, .jsonl; must not exist.", metavar="FILE")],
     store: Annotated[str, typer.Option(help="The trace store: sqlite:///FILE or postgresql://USER@HOST/DATABASE.")],
     beside: Annotated[str | None, typer.Option(help="Only traces with calls of this purpose: shadow or audit.")] = None,
+    labelled: Annotated[bool, typer.Option("--labelled", help="Only rows with a quality.")] = False,
     days: Annotated[float | None, typer.Option(help="Only the last so many days.")] = None,
     as_json: AsJson = None,
 ) -> None:
@@ -240,7 +241,8 @@ def export(
             raise DataError(f"{outcomes}: exists already and is not overwritten; choose a new file")
         rows = known = 0
         with TraceStore(store, create=False) as opened, outcomes.open("x", encoding="utf-8") as file:
-            for row in opened.outcomes(since=None if days is None else time() - days * 86_400, beside=beside):
+            since = None if days is None else time() - days * 86_400
+            for row in opened.outcomes(since=since, beside=beside, labelled=labelled):
                 file.write(outcome_line(row) + "\n")
                 rows += 1
                 known += any(outcome.quality is not None for outcome in row.outcomes.values())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -14,12 +14,14 @@ from typing import Any
 
 from sqlalchemy import Connection, func, insert, select
 
+from ..comparing import Comparator, same_text
 from ..errors import DataError
 from ..evaluate.outcomes import OutcomeRow
 from ..types import Attempt, Trace
 from . import tables
 from .engine import open_engine, writing
-from .exporting import Label, audited, outcomes_of
+from .exporting import Label, outcomes_of
+from .opinions import Judged, audited, judged
 from .reading import read_traces, repeated_units
 from .redaction import Redact, Redaction
 from .rows import Extra, Recorded, row_of_signal, rows_of_trace
@@ -250,6 +252,9 @@ class TraceStore:
         until: float | None = None,
         *,
         beside: str | None = None,
+        labelled: bool = False,
+        without: Collection[str] = (),
+        agree: Comparator = same_text,
     ) -> Iterator[OutcomeRow]:
         """What was recorded in [since, until) in the outcome format, the calls beside the answer included.
 
@@ -258,12 +263,26 @@ class TraceStore:
                 those are a random sample of all.
             label: quality of an answer from what was said of it; None is unknown. Unless another one is given, that
                 is what audits say, their mean if there are several.
+            labelled: only rows with the quality of an answer: of audits the sample that was drawn.
+            without: units that are left out, such as those that a label was learned from.
+            agree: whether an answer says the same as the one that was returned, for labels that ask.
         """
         groups = repeated_units(self._reading, since, until)
         found = read_traces(self._reading, since, until)
         if beside is not None:
             found = ((recorded, signals) for recorded, signals in found if recorded.beside.get(beside))
-        return outcomes_of(found, label, groups)
+        if without:
+            found = ((one, signals) for one, signals in found if (one.unit or one.id) not in without)
+        rows = outcomes_of(found, label, groups, agree)
+        if labelled:
+            return (row for row in rows if any(outcome.quality is not None for outcome in row.outcomes.values()))
+        return rows
+
+    def judged(
+        self, since: float | None = None, until: float | None = None, *, agree: Comparator = same_text
+    ) -> Iterator[Judged]:
+        """The audited answers of [since, until), with what else was said of them: what a `LabelModel` learns from."""
+        return judged(read_traces(self._reading, since, until), agree)
 
     def prune(self, before: float) -> int:
         """Delete the traces before a time, seconds since 1970, and what was said of them; how many there were."""

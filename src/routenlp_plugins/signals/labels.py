@@ -1,0 +1,258 @@
+"""From what is said of answers to labels, and to what is known of their errors.
+
+Audits are the truth, of a few. On one half of them it is learned what the other signals say of it: a source that does
+not tell good answers from bad ones better than chance is left out, the others are weighed by their log-likelihood
+ratios (naive Bayes; that nothing was said is told too). What comes out is a label of any answer, not its quality. On
+the other half it is measured how large the label is where answers are good and where they are bad. With these bounds a
+promise about the truth can be certified on labels (`routenlp_plugins.cascade.noise`), and they hold however wrong the
+weighing was.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import exp, log
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import mannwhitneyu
+
+from ..cascade.bounds import betting_p_value
+from ..cascade.noise import Noise
+from ..errors import DataError
+from ..evaluate.units import unit_interval
+from .opinions import Judged, Opinion
+from .signal import Signal
+
+__all__ = ["LabelModel", "SourceReport"]
+
+CHANCE = 0.05
+"""Level at which a source has to be better than chance, shared by all sources."""
+LEVELS = 5
+"""As many as there are stars; what is finer is rounded."""
+PLACES = 400
+Name = tuple[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class SourceReport:
+    """What a source is worth, on the audited answers that labels are learned from.
+
+    Attributes:
+        on_good, on_bad: its mean value where audits call an answer good, and where they do not; NaN without any.
+        answers: audited ones that it spoke of, good and bad.
+        p_value: of "no better than chance" (Mann and Whitney 1947, one-sided).
+        used: whether it is part of the label.
+    """
+
+    kind: str
+    source: str
+    on_good: float
+    on_bad: float
+    answers: tuple[int, int]
+    p_value: float
+    used: bool
+
+
+@dataclass(frozen=True, slots=True)
+class LabelModel:
+    """Labels answers by what was said of them.
+
+    ``store.outcomes(model, without=model.learned_from)`` makes outcomes of them, and ``FitOptions(noise=model.noise)``
+    tells `fit` what they are. The label of an answer that nobody spoke of, because another one was returned, is that of
+    the returned answer if both are the same, and 0 if not: where only one answer is right, that is a lower bound.
+
+    Attributes:
+        sources: what each source is worth.
+        weights: source -> log-likelihood ratio of each level of its values; the last one of silence.
+        prior: log-odds of a good answer.
+        noise: bounds of the label where answers are good and where they are bad, for every tier that was audited.
+        audited: answers that the bounds rest on, good and bad.
+        learned_from: units that the weights were learned from; what is certified on their labels would not be new.
+    """
+
+    sources: tuple[SourceReport, ...]
+    weights: Mapping[Name, tuple[float, ...]]
+    prior: float
+    noise: Noise
+    audited: tuple[int, int]
+    learned_from: frozenset[str] = frozenset()
+
+    @classmethod
+    def learn(
+        cls,
+        judged: Iterable[Judged],
+        tau: float = 1.0,
+        delta: float = 0.05,
+        seed: int = 0,
+        smallest_propensity: float | None = None,
+    ) -> LabelModel:
+        """Learn from audited answers: ``LabelModel.learn(store.judged())``.
+
+        Args:
+            tau: quality from which an answer is good.
+            delta: chance that a bound of the noise does not hold.
+            seed: of the halves.
+            smallest_propensity: that the design of the audits gives to any query, where it does not give all the same.
+
+        Raises:
+            DataError: propensities differ and no smallest is given, there are no good or no bad answers, no source is
+                better than chance, or too few are audited for bounds that tell anything.
+        """
+        if isinstance(delta, bool) or not isinstance(delta, int | float) or not 0 < delta < 1:
+            raise DataError(f"delta must be strictly between 0 and 1, got {delta!r}")
+        known = list(judged)
+        weights_found = {one.weight for one in known}
+        if smallest_propensity is None and len(weights_found) > 1:
+            raise DataError(
+                "labels: the audits were drawn with different probabilities; give smallest_propensity, the smallest "
+                "that their design gives to any query"
+            )
+        scale = 1 / max(weights_found, default=1.0) if smallest_propensity is None else smallest_propensity
+        if any(weight * scale > 1 + 1e-9 for weight in weights_found):
+            raise DataError(f"labels: an audit was drawn with a propensity below the smallest, {scale:g}")
+        halves = unit_interval([one.unit for one in known], seed, "labels") < 0.5 if known else np.zeros(0)
+        first = [one for one, mine in zip(known, halves, strict=True) if mine]
+        second = [one for one, mine in zip(known, halves, strict=True) if not mine]
+        for half in (first, second):
+            good = sum(one.quality >= tau for one in half)
+            if not 0 < good < len(half):
+                raise DataError(
+                    f"labels: of {len(known)} audited answers a half has {good} good and {len(half) - good} bad ones; "
+                    "both are needed, so audit more"
+                )
+        sources = _reports(first, tau)
+        names = [(report.kind, report.source) for report in sources if report.used]
+        if not names:
+            told = "; ".join(f"{r.kind} of {r.source}: p = {r.p_value:.2g}" for r in sources) or "there is none"
+            raise DataError(
+                f"labels: no signal tells good answers from bad ones better than chance on {len(first)} audited "
+                f"answers ({told})"
+            )
+        weights, prior = _weights(first, names, tau)
+        model = cls(sources, weights, prior, Noise(1.0, 0.0), (0, 0))
+        on_good, on_bad = _bounds(model, first, second, tau, delta, scale)
+        good = sum(one.quality >= tau for one in second)
+        if not on_bad < on_good:
+            raise DataError(
+                f"labels: on {good} good and {len(second) - good} bad audited answers their labels are not told apart "
+                f"with certainty (at most {on_good:.3f} and {on_bad:.3f}); audit more, or find better signals"
+            )
+        return cls(
+            sources,
+            weights,
+            prior,
+            Noise(on_good, on_bad, float(delta)),
+            (good, len(second) - good),
+            frozenset(one.unit for one in first),
+        )
+
+    def __call__(self, opinion: Opinion) -> float | None:
+        """The label in [0, 1]; None where texts are missing to compare with the answer that was spoken of."""
+        said = [signal for signal in opinion.signals if (signal.kind, signal.source) in self.weights]
+        if opinion.is_returned or said:
+            return self._of(said)
+        if opinion.agreement is None:
+            return None
+        return self._of(opinion.returned) if opinion.agreement >= 1 else 0.0
+
+    def _of(self, signals: Sequence[Signal]) -> float:
+        latest = {(signal.kind, signal.source): signal.value for signal in signals}
+        total = self.prior
+        for name, ratios in self.weights.items():
+            total += ratios[_level(latest.get(name))]
+        return 1 / (1 + exp(-min(max(total, -30.0), 30.0)))
+
+
+def _level(value: float | None) -> int:
+    return LEVELS if value is None else round(value * (LEVELS - 1))
+
+
+def _values(judged: Sequence[Judged], name: Name) -> list[float | None]:
+    """What a source said last of each answer."""
+    found = []
+    for one in judged:
+        mine = [signal.value for signal in one.opinion.signals if (signal.kind, signal.source) == name]
+        found.append(mine[-1] if mine else None)
+    return found
+
+
+def _reports(judged: Sequence[Judged], tau: float) -> tuple[SourceReport, ...]:
+    names = sorted({(s.kind, s.source) for one in judged for s in one.opinion.signals if s.kind != "audit"})
+    reports = []
+    for name in names:
+        values: dict[bool, list[float]] = {True: [], False: []}
+        for one, value in zip(judged, _values(judged, name), strict=True):
+            if value is not None:
+                values[one.quality >= tau].append(value)
+        good, bad = values[True], values[False]
+        p_value = float(mannwhitneyu(good, bad, alternative="greater").pvalue) if good and bad else 1.0
+        on_good, on_bad = (float(np.mean(of)) if of else float("nan") for of in (good, bad))
+        used = p_value <= CHANCE / len(names)
+        reports.append(SourceReport(*name, on_good, on_bad, (len(good), len(bad)), p_value, used))
+    return tuple(reports)
+
+
+def _weights(
+    judged: Sequence[Judged], names: Sequence[Name], tau: float
+) -> tuple[dict[Name, tuple[float, ...]], float]:
+    """Log-likelihood ratios of the levels of each source, smoothed by half a count each (Jeffreys), and the prior."""
+    good = np.array([one.quality >= tau for one in judged])
+    weight = np.array([one.weight for one in judged])
+    # in counts: half a count is to mean the same whatever the propensities
+    weight = weight / weight.mean()
+    totals = [float(weight[good == side].sum()) for side in (True, False)]
+    found = {}
+    for name in names:
+        levels = np.array([_level(value) for value in _values(judged, name)])
+        counts = [
+            np.bincount(levels[good == side], weight[good == side], minlength=LEVELS + 1) + 0.5
+            for side in (True, False)
+        ]
+        ratios = np.log(counts[0] / counts[0].sum()) - np.log(counts[1] / counts[1].sum())
+        found[name] = tuple(float(ratio) for ratio in ratios)
+    return found, log((totals[0] + 0.5) / (totals[1] + 0.5))
+
+
+def _bounds(
+    model: LabelModel, first: Sequence[Judged], second: Sequence[Judged], tau: float, delta: float, scale: float
+) -> tuple[float, float]:
+    """Upper bounds of the label of good and of bad answers, of every tier: the largest of their tiers'."""
+    of: dict[str, dict[str, Judged]] = defaultdict(dict)
+    for one in second:
+        # answers of one unit are not independent
+        of[one.tier].setdefault(one.unit, one)
+    share = delta / (2 * len(of))
+    guesses = [label for one in first if (label := model(one.opinion)) is not None]
+    spread = float(np.var(guesses)) if guesses else 0.25
+
+    def largest(good: bool) -> float:
+        return max(_upper_bound(model, list(some.values()), good, tau, share, (scale, spread)) for some in of.values())
+
+    return largest(good=True), largest(good=False)
+
+
+def _upper_bound(
+    model: LabelModel, judged: Sequence[Judged], good: bool, tau: float, delta: float, known: tuple[float, float]
+) -> float:
+    """Of the mean label of the good or of the bad ones, by bets that it is below each of many values.
+
+    E[weight (label - a), of the good] is at least 0 if a is at most the mean label of the good ones; the others count
+    as rows on which nothing is bet. An answer whose label is not known counts as 1.
+
+    Args:
+        known: what weights are scaled by, and a guess of the variance of labels; both from elsewhere.
+    """
+    scale, spread = known
+    found = [model(one.opinion) for one in judged]
+    label = np.array([1.0 if value is None else value for value in found])
+    weight = np.array([one.weight * scale if (one.quality >= tau) == good else 0.0 for one in judged])
+    order = np.argsort(unit_interval([one.unit for one in judged], 0, "order of labels"), kind="stable")
+    at: NDArray[np.float64] = np.linspace(0, 1, PLACES + 1)[:-1]
+    excess = (weight[:, None] * (label[:, None] - at))[order]
+    refuted = betting_p_value(excess, 1 - at, delta, np.full(len(at), spread)) <= delta
+    # the least value that is refuted with all above it
+    kept = np.flatnonzero(~refuted)
+    return float(at[0] if not len(kept) else 1.0 if kept[-1] + 1 == len(at) else at[kept[-1] + 1])
