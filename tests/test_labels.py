@@ -84,6 +84,21 @@ def test_an_answer_that_was_not_returned_is_labelled_by_its_agreement():
     assert model(Opinion((), said, None, is_returned=False)) is None
 
 
+def test_what_agreement_is_worth_is_learned_where_others_were_audited():
+    """An answer like the returned one is good in nine of ten, another one in three of ten."""
+    rng = np.random.default_rng(0)
+    others = []
+    for i in range(2000):
+        same = rng.random() < 0.7
+        mine = Opinion((), opinion(thumbs=1.0).signals if rng.random() < 0.5 else (), float(same), is_returned=False)
+        good = float(rng.random() < (0.9 if same else 0.3))
+        others.append(Judged(mine, good, SMALL, f"other-{i}", 1.0))
+    model = LabelModel.learn([*judged(1500), *others], frontier=FRONTIER)
+    assert model(Opinion((), (), 0.0, is_returned=False)) == pytest.approx(0.3, abs=0.08)
+    assert model(Opinion((), (), 1.0, is_returned=False)) == pytest.approx(0.9, abs=0.08)
+    assert model.audited[0] + model.audited[1] < 1100
+
+
 def test_audits_with_other_chances_need_their_smallest():
     some = judged(1500)
     mixed = [Judged(one.opinion, one.quality, one.tier, one.unit, 2.0 if i % 2 else 10.0) for i, one in enumerate(some)]
@@ -130,7 +145,7 @@ def test_a_release_is_fitted_from_thumbs_and_a_few_audits(tmp_path):
                 for tier in good:
                     store.signal(f"run-{i}", "audit", float(good[tier]), "reviewer", tier=tier)
         store.flush()
-        model = LabelModel.learn(store.judged(), delta=0.05)
+        model = LabelModel.learn(store.judged(), delta=0.05, frontier=FRONTIER)
         labelled = list(store.outcomes(model, without=model.learned_from))
         truth = list(store.outcomes(labelled=True))
     assert {row.propensity for row in truth} == {0.25}

@@ -24,9 +24,8 @@ from ..cascade.noise import Noise
 from ..errors import DataError
 from ..evaluate.units import unit_interval
 from .opinions import Judged, Opinion
-from .signal import Signal
 
-__all__ = ["LabelModel", "SourceReport"]
+__all__ = ["LabelModel", "SourceReport", "Weighing"]
 
 CHANCE = 0.05
 """Level at which a source has to be better than chance, shared by all sources."""
@@ -57,25 +56,44 @@ class SourceReport:
 
 
 @dataclass(frozen=True, slots=True)
+class Weighing:
+    """Naive Bayes.
+
+    Attributes:
+        prior: log-odds of a good answer.
+        weights: source -> log-likelihood ratio of each level of its values; the last one of silence.
+    """
+
+    prior: float
+    weights: Mapping[Name, tuple[float, ...]]
+
+    def label(self, said: Mapping[Name, float]) -> float:
+        """In [0, 1]."""
+        total = self.prior + sum(ratios[_level(said.get(name))] for name, ratios in self.weights.items())
+        return 1 / (1 + exp(-min(max(total, -30.0), 30.0)))
+
+
+@dataclass(frozen=True, slots=True)
 class LabelModel:
     """Labels answers by what was said of them.
 
     ``store.outcomes(model, without=model.learned_from)`` makes outcomes of them, and ``FitOptions(noise=model.noise)``
-    tells `fit` what they are. The label of an answer that nobody spoke of, because another one was returned, is that of
-    the returned answer if both are the same, and 0 if not: where only one answer is right, that is a lower bound.
+    tells `fit` what they are. Of an answer that was not returned it is told whether it says the same as the one that
+    was; if so, what was said of that one is said of it. Where none of those was audited, the label is that of the
+    returned answer if both are the same, and 0 if not: where only one answer is right, that is a lower bound.
 
     Attributes:
         sources: what each source is worth.
-        weights: source -> log-likelihood ratio of each level of its values; the last one of silence.
-        prior: log-odds of a good answer.
+        returned, others: how what is said of answers that were returned is weighed, and of others; None where none of
+            them was audited.
         noise: bounds of the label where answers are good and where they are bad, for every tier that was audited.
         audited: answers that the bounds rest on, good and bad.
         learned_from: units that the weights were learned from; what is certified on their labels would not be new.
     """
 
     sources: tuple[SourceReport, ...]
-    weights: Mapping[Name, tuple[float, ...]]
-    prior: float
+    returned: Weighing | None
+    others: Weighing | None
     noise: Noise
     audited: tuple[int, int]
     learned_from: frozenset[str] = frozenset()
@@ -88,6 +106,7 @@ class LabelModel:
         delta: float = 0.05,
         seed: int = 0,
         smallest_propensity: float | None = None,
+        frontier: str | None = None,
     ) -> LabelModel:
         """Learn from audited answers: ``LabelModel.learn(store.judged())``.
 
@@ -96,6 +115,8 @@ class LabelModel:
             delta: chance that a bound of the noise does not hold.
             seed: of the halves.
             smallest_propensity: that the design of the audits gives to any query, where it does not give all the same.
+            frontier: whose answers do not count for the bounds where others were audited: a promise is about those.
+                That labels are no harsher on its answers than on others of the same quality is taken for granted.
 
         Raises:
             DataError: propensities differ and no smallest is given, there are no good or no bad answers, no source is
@@ -131,8 +152,11 @@ class LabelModel:
                 f"labels: no signal tells good answers from bad ones better than chance on {len(first)} audited "
                 f"answers ({told})"
             )
-        weights, prior = _weights(first, names, tau)
-        model = cls(sources, weights, prior, Noise(1.0, 0.0), (0, 0))
+        returned, others = (
+            _weighing([one for one in first if one.opinion.is_returned == kind], names, tau) for kind in (True, False)
+        )
+        model = cls(sources, returned, others, Noise(1.0, 0.0), (0, 0))
+        second = [one for one in second if one.tier != frontier] or second
         on_good, on_bad = _bounds(model, first, second, tau, delta, scale)
         good = sum(one.quality >= tau for one in second)
         if not on_bad < on_good:
@@ -142,8 +166,8 @@ class LabelModel:
             )
         return cls(
             sources,
-            weights,
-            prior,
+            returned,
+            others,
             Noise(on_good, on_bad, float(delta)),
             (good, len(second) - good),
             frozenset(one.unit for one in first),
@@ -151,69 +175,66 @@ class LabelModel:
 
     def __call__(self, opinion: Opinion) -> float | None:
         """The label in [0, 1]; None where texts are missing to compare with the answer that was spoken of."""
-        said = [signal for signal in opinion.signals if (signal.kind, signal.source) in self.weights]
-        if opinion.is_returned or said:
-            return self._of(said)
-        if opinion.agreement is None:
+        if opinion.is_returned and self.returned is not None:
+            return self.returned.label(_said(opinion))
+        if self.others is not None:
+            return self.others.label(_said(opinion))
+        if opinion.agreement is None or self.returned is None:
             return None
-        return self._of(opinion.returned) if opinion.agreement >= 1 else 0.0
+        return self.returned.label(_said(opinion)) if opinion.agreement >= 1 else 0.0
 
-    def _of(self, signals: Sequence[Signal]) -> float:
-        latest = {(signal.kind, signal.source): signal.value for signal in signals}
-        total = self.prior
-        for name, ratios in self.weights.items():
-            total += ratios[_level(latest.get(name))]
-        return 1 / (1 + exp(-min(max(total, -30.0), 30.0)))
+
+AGREEMENT = ("agreement", "the answer returned")
+
+
+def _said(opinion: Opinion) -> dict[Name, float]:
+    """What each source said last of an answer, or of the same answer of another tier."""
+    found = {(signal.kind, signal.source): signal.value for signal in opinion.signals if signal.kind != "audit"}
+    if opinion.is_returned or opinion.agreement is None:
+        return found
+    if opinion.agreement >= 1:
+        found = {(one.kind, one.source): one.value for one in opinion.returned if one.kind != "audit"} | found
+    return found | {AGREEMENT: opinion.agreement}
 
 
 def _level(value: float | None) -> int:
     return LEVELS if value is None else round(value * (LEVELS - 1))
 
 
-def _values(judged: Sequence[Judged], name: Name) -> list[float | None]:
-    """What a source said last of each answer."""
-    found = []
-    for one in judged:
-        mine = [signal.value for signal in one.opinion.signals if (signal.kind, signal.source) == name]
-        found.append(mine[-1] if mine else None)
-    return found
-
-
 def _reports(judged: Sequence[Judged], tau: float) -> tuple[SourceReport, ...]:
-    names = sorted({(s.kind, s.source) for one in judged for s in one.opinion.signals if s.kind != "audit"})
+    values: dict[Name, tuple[list[float], list[float]]] = defaultdict(lambda: ([], []))
+    for one in judged:
+        for name, value in _said(one.opinion).items():
+            values[name][one.quality < tau].append(value)
     reports = []
-    for name in names:
-        values: dict[bool, list[float]] = {True: [], False: []}
-        for one, value in zip(judged, _values(judged, name), strict=True):
-            if value is not None:
-                values[one.quality >= tau].append(value)
-        good, bad = values[True], values[False]
+    for name, (good, bad) in sorted(values.items()):
         p_value = float(mannwhitneyu(good, bad, alternative="greater").pvalue) if good and bad else 1.0
         on_good, on_bad = (float(np.mean(of)) if of else float("nan") for of in (good, bad))
-        used = p_value <= CHANCE / len(names)
+        used = p_value <= CHANCE / len(values)
         reports.append(SourceReport(*name, on_good, on_bad, (len(good), len(bad)), p_value, used))
     return tuple(reports)
 
 
-def _weights(
-    judged: Sequence[Judged], names: Sequence[Name], tau: float
-) -> tuple[dict[Name, tuple[float, ...]], float]:
+def _weighing(judged: Sequence[Judged], names: Sequence[Name], tau: float) -> Weighing | None:
     """Log-likelihood ratios of the levels of each source, smoothed by half a count each (Jeffreys), and the prior."""
+    if not judged:
+        return None
     good = np.array([one.quality >= tau for one in judged])
     weight = np.array([one.weight for one in judged])
     # in counts: half a count is to mean the same whatever the propensities
     weight = weight / weight.mean()
-    totals = [float(weight[good == side].sum()) for side in (True, False)]
+    said = [_said(one.opinion) for one in judged]
     found = {}
     for name in names:
-        levels = np.array([_level(value) for value in _values(judged, name)])
+        levels = np.array([_level(one.get(name)) for one in said])
         counts = [
             np.bincount(levels[good == side], weight[good == side], minlength=LEVELS + 1) + 0.5
             for side in (True, False)
         ]
         ratios = np.log(counts[0] / counts[0].sum()) - np.log(counts[1] / counts[1].sum())
         found[name] = tuple(float(ratio) for ratio in ratios)
-    return found, log((totals[0] + 0.5) / (totals[1] + 0.5))
+    totals = [float(weight[good == side].sum()) + 0.5 for side in (True, False)]
+    return Weighing(log(totals[0] / totals[1]), found)
 
 
 def _bounds(
