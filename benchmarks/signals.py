@@ -6,12 +6,13 @@ classifiers, trained on other queries, run in its shadow on every query. Users a
 the answers that are right and on 20 % of those that are not. Since the reference frontier is never wrong, one answer in
 ten is replaced on its way by a wrong label, so that there is something for thumbs to tell; it then counts as wrong.
 
-Four releases at alpha = 0.05 and delta = 0.1 (`fit`, no router), each judged on 1,000 other queries with the truth:
+Five releases at alpha = 0.05 and delta = 0.1 (`fit`, no router), each judged on 1,000 other queries with the truth:
 
 - *gold*: the true quality of all answers.
 - *thumbs of known error*: the label of an answer is the thumb of the returned one where both are the same, else 0.
 - *learned labels*: a fifth of the queries is audited; `LabelModel` learns from that what thumbs and agreement tell.
-- *audits alone*: the same fifth, and nothing else.
+- *audits alone*: the same fifth, and nothing else;
+- *labels order, audits certify*: the learned labels of the others as hints (`FitOptions(hints=...)`).
 
 20 repetitions: thumbs, audits and the split are drawn anew; what the models said stays.
 
@@ -181,9 +182,12 @@ def releases(
             model = LabelModel.learn(store.judged(agree=same_label), delta=DELTA / 4, seed=seed, frontier=FRONTIER)
         except DataError:
             found["learned labels"] = None
+            found["labels order, audits certify"] = found["audits alone"]
         else:
-            labelled = store.outcomes(model, without=model.learned_from, agree=same_label)
-            found["learned labels"] = fitted(served_only(labelled), portfolio, seed, model.noise)
+            labelled = served_only(store.outcomes(model, without=model.learned_from, agree=same_label))
+            found["learned labels"] = fitted(labelled, portfolio, seed, model.noise)
+            audits = served_only(store.outcomes(labelled=True))
+            found["labels order, audits certify"] = fitted(audits, portfolio, seed, model.noise, labelled)
     return found
 
 
@@ -195,9 +199,22 @@ def thumb(opinion: Opinion) -> float | None:
     return said[-1] if opinion.agreement == 1 else 0.0
 
 
-def fitted(rows: list[OutcomeRow], portfolio: Portfolio, seed: int, noise: Noise | None) -> Release | None:
+def fitted(
+    rows: list[OutcomeRow],
+    portfolio: Portfolio,
+    seed: int,
+    noise: Noise | None,
+    hints: list[OutcomeRow] | None = None,
+) -> Release | None:
     try:
-        return fit(rows, portfolio, alpha=ALPHA, delta=DELTA, seed=seed, options=FitOptions(noise=noise, router=None))
+        return fit(
+            rows,
+            portfolio,
+            alpha=ALPHA,
+            delta=DELTA,
+            seed=seed,
+            options=FitOptions(noise=noise, hints=hints, router=None),
+        )
     except RiskNotControlledError:
         return None
 

@@ -22,7 +22,7 @@ from .cascade.search import pooled_paths, task_paths
 from .comparing import Comparator
 from .errors import DataError, RiskNotControlledError
 from .evaluate.outcomes import OutcomeRow, Outcomes, outcome_rows
-from .evaluate.table import TaskTable, check, cost_of, data_hash, task_tables
+from .evaluate.table import TaskTable, check, cost_of, data_hash, quality_floors, task_tables
 from .evaluate.units import Split, check_design, one_row_per_unit, split
 from .policy import Policy, Support
 from .portfolio import Portfolio
@@ -52,8 +52,11 @@ class FitOptions:
         router: how the difficulty router is trained on the ordering rows, whose predictions policies may look at; None
             searches without one.
         space: what policies may do.
-        noise: what is known of labels that are not the truth, where the `quality` of all rows is such a label; the
-            promise is about the truth all the same. See `routenlp_plugins.LabelModel`.
+        hints: outcomes whose quality is not the truth, such as labels made of thumbs: policies are found and ordered on
+            these, and all of the outcomes themselves certify and report. Those of the same units are left out.
+        noise: what is known of labels that are not the truth (see `routenlp_plugins.LabelModel`). Of the hints where
+            there are any; else the `quality` of all rows is such a label, and the promise is about the truth all the
+            same.
         passed_over: whether calls of cheap tiers that failed when outcomes were collected will fail when serving too,
             as those with too long a context do: such an answer is then passed over. If not, it might come next time
             and be anything, and a policy that would have asked for it is charged a bad one.
@@ -66,6 +69,7 @@ class FitOptions:
     unlike: float = 0.01
     prompts: bool = True
     smallest_propensity: float | None = None
+    hints: Outcomes | None = None
     noise: Noise | None = None
     passed_over: bool = False
     router: TrainingOptions | None = field(default_factory=TrainingOptions)
@@ -113,27 +117,31 @@ def fit(
     risk = _risk(alpha, retention, options)
     if isinstance(delta, bool) or not isinstance(delta, int | float) or not 0 < delta < 1:
         raise DataError(f"delta must be strictly between 0 and 1, got {delta!r}")
-    if options.noise is not None and not options.noise.delta < delta:
-        raise DataError(f"delta={delta:g}: the noise of the labels takes {options.noise.delta:g} of it; give more")
+    spent = 0.0 if options.noise is None or options.hints is not None else options.noise.delta
+    if not spent < delta:
+        raise DataError(f"delta={delta:g}: the noise of the labels takes {spent:g} of it; give more")
     if not isinstance(portfolio, Portfolio):
         portfolio = Portfolio.from_yaml(portfolio)
     rows = outcome_rows(outcomes)
     check_design(rows, options.smallest_propensity)
     _check_complete(rows, portfolio, risk)
-    parts = split(rows, options.split, seed, pooled=options.pooled)
+    ordering, parts = _parts(rows, options, seed)
     seen = Policy(portfolio.frontier, {}, support=_support(parts["ordering"], options))
     unwritten = {row.query.task or "" for row in rows if not row.seen.text}
     tables = _charged(task_tables(parts["ordering"], portfolio, comparators=options.comparators, policy=seen), options)
     tables = _without_texts(tables, unwritten)
-    router, tables = _learned(tables, risk, options, seed)
+    if options.hints is not None:
+        tables = _with_floors(tables, quality_floors(rows, portfolio))
+    sought = _sought(risk, options)
+    router, tables = _learned(tables, sought, options, seed)
     held_out = {}
     for name in ("certification", "reporting"):
         members = one_row_per_unit(parts[name], seed, pooled=options.pooled)
         found = _charged(task_tables(members, portfolio, tables, options.comparators, seen), options)
         found = _without_texts(found, unwritten)
         held_out[name] = _with_all_tasks(tables, found if router is None else foreseen(router, found))
-    streams = _streams(risk, tables, held_out["certification"], options, seed)
-    chosen, proofs = certify(risk, streams, delta if options.noise is None else delta - options.noise.delta)
+    streams = _streams(sought, tables, held_out["certification"], options, seed)
+    chosen, proofs = certify(risk, streams, delta - spent)
     proofs = tuple(_with_cost(proof, chosen, held_out["reporting"]) for proof in proofs)
     names = dict.fromkeys([*(task.name for task in portfolio.tasks), *sorted({row.query.task or "" for row in rows})])
     staying = Policy(
@@ -153,7 +161,7 @@ def fit(
         proofs=proofs,
         data_hash=data_hash(rows),
         seed=seed,
-        ordering=options.split.ordering,
+        ordering=ordering,
         reporting=options.split.reporting,
         portfolio=portfolio.fingerprint,
         policy=fingerprint(policy),
@@ -172,19 +180,51 @@ def fit(
 def _risk(alpha: float | None, retention: float | None, options: FitOptions) -> Risk:
     if (alpha is None) == (retention is None):
         raise DataError("give alpha or retention, one of them: what the policy has to keep")
-    if options.noise is not None:
-        if options.selective:
-            raise DataError("selective: not with labels that are not the truth; bound P(accepted and quality < tau)")
-        if retention is not None:
-            return NoisyRetention(retention, options.noise)
-        return NoisyViolation(cast("float", alpha), options.noise)
+    if options.noise is not None and options.selective:
+        raise DataError("selective: not with labels that are not the truth; bound P(accepted and quality < tau)")
+    if options.noise is not None and options.hints is None:
+        return _noisy(Retention(retention) if retention is not None else Violation(cast("float", alpha)), options.noise)
     if retention is not None:
         return Retention(retention)
     return SelectiveViolation(cast("float", alpha)) if options.selective else Violation(cast("float", alpha))
 
 
+def _noisy(risk: Risk, noise: Noise) -> Risk:
+    kind = NoisyRetention if isinstance(risk, Retention) else NoisyViolation
+    return kind(risk.level, noise)
+
+
+def _sought(risk: Risk, options: FitOptions) -> Risk:
+    """The promise as the ordering rows can tell it."""
+    return risk if options.hints is None or options.noise is None else _noisy(risk, options.noise)
+
+
+def _parts(rows: Sequence[OutcomeRow], options: FitOptions, seed: int) -> tuple[float, dict[str, list[OutcomeRow]]]:
+    """Which share of the rows orders, and what orders, certifies and reports."""
+    if options.hints is None:
+        return options.split.ordering, split(rows, options.split, seed, pooled=options.pooled)
+    units = {row.unit for row in rows}
+    hints = [replace(row, propensity=None) for row in outcome_rows(options.hints) if row.unit not in units]
+    if not hints:
+        raise DataError("hints: none is of another query or group than the outcomes; there is nothing to order on")
+    # too small a share for any of the rows
+    others = split(rows, replace(options.split, ordering=1e-12), seed, pooled=options.pooled)
+    return 0.0, {**others, "ordering": hints}
+
+
+def _with_floors(tables: Mapping[str, TaskTable], floors: Mapping[str, float | None]) -> dict[str, TaskTable]:
+    """The tables of hints with the quality floors of the outcomes."""
+    found = {task: floors.get(task) for task in tables}
+    return {
+        task: replace(table, tau=np.full(len(table), np.nan if found[task] is None else found[task]))
+        for task, table in tables.items()
+    }
+
+
 def _method(risk: Risk, options: FitOptions) -> str:
     how = method(risk, weighted=options.smallest_propensity is not None)
+    if options.hints is not None:
+        return f"{how}, which was of other labels"
     if options.noise is None:
         return how
     on_good, on_bad = options.noise.on_good, options.noise.on_bad
