@@ -66,6 +66,7 @@ if TYPE_CHECKING:
     from .signals.signal import Signal as Signal
     from .signals.store import StoreOptions as StoreOptions
     from .signals.store import TraceStore as TraceStore
+    from .signals.telemetry import Telemetry as Telemetry
     from .tiers.boundary import received as received
     from .tiers.llama_cpp import LlamaCppTier as LlamaCppTier
     from .tiers.openai_compatible import OpenAICompatibleTier as OpenAICompatibleTier
@@ -129,6 +130,7 @@ _MODULES = {
     "signals.shadow": ("Shadow", "ShadowOptions"),
     "signals.signal": ("Signal",),
     "signals.store": ("StoreOptions", "TraceStore"),
+    "signals.telemetry": ("Telemetry",),
     "tiers.boundary": ("received",),
     "tiers.llama_cpp": ("LlamaCppTier",),
     "tiers.openai_compatible": ("OpenAICompatibleTier",),

@@ -249,7 +249,8 @@ class Auditor:
         return None if certificate is None else certificate.policy
 
     def _dispatcher(self) -> Dispatcher:
-        return Dispatcher(self.watch.serving, self.certified.tiers, self.certified.comparators)
+        of = self.certified
+        return Dispatcher(self.watch.serving, of.tiers, of.comparators, of.listeners)
 
     def _check(self, row: OutcomeRow) -> None:
         unknown = [tier for tier in row.outcomes if tier not in self.certified.release.portfolio.names]

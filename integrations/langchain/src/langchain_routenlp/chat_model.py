@@ -55,6 +55,7 @@ class RouterChatModel(BaseChatModel):
             ``Call -> Completion``.
         release: a release, or the folder it was saved in.
         comparators: your own, by the names that tasks of the portfolio give them.
+        listeners: see `routenlp_plugins.Dispatcher`.
         task: the task of every call; a call's own ``config["metadata"]["routenlp_task"]`` goes first. May be left
             out if the release knows one task only.
         temperature, max_tokens, stop: passed on to the tiers that are LangChain models; None leaves them as they are.
@@ -72,6 +73,7 @@ class RouterChatModel(BaseChatModel):
     tiers: Mapping[str, Any] = Field(exclude=True)
     release: Any = Field(exclude=True)  # a Release: pydantic cannot describe a dataclass of arrays
     comparators: Mapping[str, Any] | None = Field(default=None, exclude=True)
+    listeners: tuple[Any, ...] = Field(default=(), exclude=True)
     # LangChain's cache knows no task: an answer of one task would be served for another
     cache: BaseCache | bool | None = Field(default=False, exclude=True)
     task: str | None = None
@@ -113,7 +115,7 @@ class RouterChatModel(BaseChatModel):
         # made again for a copy with other tiers or another release
         if self._built is None or self._built[0] is not self.release or self._built[1] is not self.tiers:
             tiers = {name: LangChainTier.of(name, tier) for name, tier in self.tiers.items()}
-            self._built = (self.release, self.tiers, Dispatcher(self.release, tiers, self.comparators))
+            self._built = (self.release, self.tiers, Dispatcher(self.release, tiers, self.comparators, self.listeners))
         return self._built[2]
 
     @contextmanager
