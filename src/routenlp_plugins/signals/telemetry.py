@@ -28,8 +28,8 @@ class Telemetry:
 
     A query is a span ``route TASK``, a child of the span it was asked in, with the decision in attributes
     ``routenlp.*``; each call of a tier is a client span ``chat MODEL`` below it. Spans are made when the answer is
-    there, their times from the latencies of the calls. Metrics are ``gen_ai.client.token.usage``, ``gen_ai.client.operation.duration``,
-    ``routenlp.queries`` and ``routenlp.cost`` (USD).
+    there, their times from the latencies of the calls. Metrics are ``gen_ai.client.token.usage``,
+    ``gen_ai.client.operation.duration``, ``routenlp.queries`` and ``routenlp.cost`` (USD).
 
     Args:
         tracers, meters: providers; None takes those that are set globally.
@@ -120,16 +120,16 @@ class Telemetry:
             if self.content:
                 known["gen_ai.input.messages"] = _messages(query)
                 known["gen_ai.output.messages"] = _message("assistant", done.text)
-        kind: dict[str, Any] = {} if attempt.error is None else {"error.type": attempt.error.split(":")[0]}
+        wrong: dict[str, Any] = {} if attempt.error is None else {"error.type": attempt.error.split(":")[0]}
         name = (done.model if done is not None else None) or attempt.tier
         span = self._tracer.start_span(
-            f"chat {name}", within, self._trace.SpanKind.CLIENT, attributes={**known, **kind}, start_time=at
+            f"chat {name}", within, self._trace.SpanKind.CLIENT, attributes={**known, **wrong}, start_time=at
         )
         if attempt.error is not None:
-            span.set_status(self._trace.StatusCode.ERROR, attempt.error if self.content else kind["error.type"])
+            span.set_status(self._trace.StatusCode.ERROR, attempt.error if self.content else wrong["error.type"])
         span.end(at + took)
         if done is None or done.latency_ms is not None:
-            self._duration.record(took / 1e9, {**named, **kind})
+            self._duration.record(took / 1e9, {**named, **wrong})
 
 
 def _nanoseconds(attempt: Attempt) -> int:
