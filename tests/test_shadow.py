@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 
 import pytest
 from helpers import FRONTIER, MIDDLE, SMALL, portfolio
+from typer.testing import CliRunner
 
 from routenlp_plugins import (
     Attempt,
@@ -22,6 +24,7 @@ from routenlp_plugins import (
     TraceStore,
     replay,
 )
+from routenlp_plugins.cli import app
 from routenlp_plugins.testing import ScriptedTier
 
 
@@ -67,6 +70,25 @@ def test_what_a_release_would_have_done_is_replayed_on_it(store):
     store.flush()
     result = replay(list(store.outcomes(beside="shadow")), Release.frontier_only(portfolio(), ("t",)))
     assert (result.queries, result.quality, result.cost_ratio) == (20, 1.0, 1.0)
+
+
+def test_the_command_line_tells_what_a_release_would_have_done(store, tmp_path):
+    kept = Release.frontier_only(portfolio(), ("t",))
+    kept.save(tmp_path / "release")
+    options = ["would-have", "--store", str(tmp_path / "traces.db"), "--release", str(tmp_path / "release")]
+    nothing = CliRunner().invoke(app, options)
+    assert (nothing.exit_code, "no query ran in the shadow" in nothing.output) == (2, True)
+    with Shadow(store, portfolio(), {SMALL: says()}, ShadowOptions(share=1.0)) as shadow:
+        serve(store, shadow, 10)
+    store.flush()
+    shown = " ".join(CliRunner().invoke(app, options).output.split())
+    assert "10 queries ran in the shadow: USD 0.01 a query, 1.000 of the frontier alone" in shown
+    assert "None of them was audited on every tier" in shown
+    store.signal("run-1", "audit", 1.0)
+    store.signal("run-1", "audit", 0.0, tier=SMALL)
+    store.flush()
+    told = json.loads(CliRunner().invoke(app, [*options, "--json"]).output)
+    assert (told["shadow"]["queries"], told["audited"]["queries"], told["audited"]["quality"]) == (10, 1, 1.0)
 
 
 def test_a_budget_holds_over_restarts(store):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import MissingExtraError
 from ..types import Attempt, Query, Trace
+from .redaction import Redaction
 
 if TYPE_CHECKING:
     from opentelemetry.metrics import MeterProvider
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Telemetry"]
 
+NO_TEXT = Redaction("drop")
 OTHER = "_OTHER"
 """What the conventions call a value that none of theirs fits."""
 DURATIONS = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
@@ -120,7 +122,7 @@ class Telemetry:
             if self.content:
                 known["gen_ai.input.messages"] = _messages(query)
                 known["gen_ai.output.messages"] = _message("assistant", done.text)
-        wrong: dict[str, Any] = {} if attempt.error is None else {"error.type": attempt.error.split(":")[0]}
+        wrong: dict[str, Any] = {} if attempt.error is None else {"error.type": NO_TEXT.error(attempt.error)}
         name = (done.model if done is not None else None) or attempt.tier
         span = self._tracer.start_span(
             f"chat {name}", within, self._trace.SpanKind.CLIENT, attributes={**known, **wrong}, start_time=at
@@ -143,8 +145,7 @@ def _decision(trace: Trace) -> dict[str, Any]:
         {
             "routenlp.task": trace.task,
             "routenlp.tier": trace.accepted.tier if answered else None,
-            # what stands in parentheses may quote an error, and an error the query
-            "routenlp.reason": trace.reason.split(" (")[0],
+            "routenlp.reason": NO_TEXT.reason(trace.reason),
             "routenlp.escalated": trace.escalated,
             "routenlp.cost_usd": trace.cost_usd,
             "routenlp.query_id": trace.query.id,
