@@ -16,8 +16,16 @@ from typer.core import TyperCommand
 from ..errors import DataError, RouteNLPError
 
 __all__ = [
-    *("AsJson", "Command", "OutcomeFiles", "SkipBadLines", "StoreUrl"),
-    *("app", "bad_input", "show_skipped", "stop", "write_json"),
+    "AsJson",
+    "Command",
+    "OutcomeFiles",
+    "SkipBadLines",
+    "StoreUrl",
+    "app",
+    "bad_input",
+    "show_skipped",
+    "stop",
+    "write_json",
 ]
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
