@@ -72,6 +72,9 @@ bench: $(DEV)/.installed
 	$(DEV)/bin/python benchmarks/capabilities.py
 	$(DEV)/bin/python benchmarks/ablations.py
 	$(DEV)/bin/python benchmarks/routing_speed.py
+	$(DEV)/bin/python benchmarks/store_speed.py
+	$(DEV)/bin/python benchmarks/store_crash.py
+	$(DEV)/bin/python benchmarks/signals.py
 
 clean:
 	rm -rf $(DEMO) $(DEV) demo-output demo-report.html
