@@ -10,7 +10,7 @@ from ..conversation import user_words
 from ..errors import DataError
 from ..tiers.openai_format import alternative_scores, text_completion
 from ..types import Completion, Query
-from .records import Found, ImportOptions, Line, imported, seconds
+from .records import Found, ImportOptions, Line, imported, seconds, text_of
 from .rows import Recorded
 from .signal import KINDS, Signal
 
@@ -100,13 +100,7 @@ def _message(one: Mapping[str, Any]) -> dict[str, str]:
     kwargs = one.get("kwargs")
     facts: Mapping[str, Any] = kwargs if isinstance(kwargs, Mapping) else one
     own = str(facts.get("role") or facts.get("type") or "user")
-    return {"role": _ROLES.get(own, own), "content": _text(facts.get("content"))}
-
-
-def _text(content: Any) -> str:
-    if isinstance(content, list):
-        return "".join(str(p.get("text") or "") if isinstance(p, Mapping) else str(p) for p in content)
-    return "" if content is None else str(content)
+    return {"role": _ROLES.get(own, own), "content": text_of(facts.get("content"))}
 
 
 def _answer(facts: Mapping[str, Any]) -> Completion | str:
@@ -138,7 +132,7 @@ def _answer(facts: Mapping[str, Any]) -> Completion | str:
     logprobs = tuple(min(float(token["logprob"]), 0.0) for token in tokens)
     model = metadata.get("model_name") or metadata.get("model")
     return Completion(
-        _text(kwargs.get("content", generations.get("text"))),
+        text_of(kwargs.get("content", generations.get("text"))),
         mean_logprob=sum(logprobs) / len(logprobs) if logprobs else None,
         token_logprobs=logprobs or None,
         scores=alternative_scores(tokens) if tokens else {},

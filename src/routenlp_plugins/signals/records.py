@@ -106,5 +106,5 @@ def identity(name: Any, line: Line) -> str:
 def text_of(content: Any) -> str:
     """Of a message: its text, or that of its parts."""
     if isinstance(content, list):
-        return "".join(str(part.get("text") or "") for part in content if isinstance(part, Mapping))
+        return "".join(str(part.get("text") or "") if isinstance(part, Mapping) else str(part) for part in content)
     return "" if content is None else str(content)
