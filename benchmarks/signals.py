@@ -187,7 +187,7 @@ def releases(
             labelled = served_only(store.outcomes(model, without=model.learned_from, agree=same_label))
             found["learned labels"] = fitted(labelled, portfolio, seed, model.noise)
             audits = served_only(store.outcomes(labelled=True))
-            found["labels order, audits certify"] = fitted(audits, portfolio, seed, model.noise, labelled)
+            found["labels order, audits certify"] = fitted(audits, portfolio, seed, model.expected, labelled)
     return found
 
 

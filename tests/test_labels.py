@@ -65,6 +65,9 @@ def test_the_bounds_are_above_the_mean_labels_and_not_far_above():
         assert model.noise.on_good <= labels[good].mean() + 0.08
         assert model.noise.on_bad <= labels[~good].mean() + 0.15
         assert model.noise.delta == 0.1
+        assert model.expected.on_good < model.noise.on_good
+        assert model.expected.on_bad < model.noise.on_bad
+        assert model.expected.on_good == pytest.approx(labels[good].mean(), abs=0.05)
     # P(Binomial(20, 0.9) < 15) < 0.02, and the means of fresh answers have errors too
     assert above >= 15
 

@@ -88,6 +88,7 @@ class LabelModel:
             them was audited.
         noise: bounds of the label where answers are good and where they are bad, for every tier that was audited.
         audited: answers that the bounds rest on, good and bad.
+        expected: the same without a margin, for hints, which promise nothing.
         learned_from: units that the weights were learned from; what is certified on their labels would not be new.
     """
 
@@ -96,6 +97,7 @@ class LabelModel:
     others: Weighing | None
     noise: Noise
     audited: tuple[int, int]
+    expected: Noise
     learned_from: frozenset[str] = frozenset()
 
     @classmethod
@@ -155,7 +157,7 @@ class LabelModel:
         returned, others = (
             _weighing([one for one in first if one.opinion.is_returned == kind], names, tau) for kind in (True, False)
         )
-        model = cls(sources, returned, others, Noise(1.0, 0.0), (0, 0))
+        model = cls(sources, returned, others, Noise(1.0, 0.0), (0, 0), Noise(1.0, 0.0))
         second = [one for one in second if one.tier != frontier] or second
         on_good, on_bad = _bounds(model, first, second, tau, delta, scale)
         good = sum(one.quality >= tau for one in second)
@@ -170,6 +172,7 @@ class LabelModel:
             others,
             Noise(on_good, on_bad, float(delta)),
             (good, len(second) - good),
+            _expected(model, second, tau),
             frozenset(one.unit for one in first),
         )
 
@@ -253,6 +256,19 @@ def _bounds(
         return max(_upper_bound(model, list(some.values()), good, tau, share, (scale, spread)) for some in of.values())
 
     return largest(good=True), largest(good=False)
+
+
+def _expected(model: LabelModel, judged: Sequence[Judged], tau: float) -> Noise:
+    """The mean label of good and of bad answers, whatever their tier."""
+    known = [(label, one) for one in judged if (label := model(one.opinion)) is not None]
+    means = []
+    for good in (True, False):
+        mine = [(label, one.weight) for label, one in known if (one.quality >= tau) == good]
+        if not mine:
+            means.append(float(good))
+            continue
+        means.append(float(np.average([label for label, _ in mine], weights=[weight for _, weight in mine])))
+    return Noise(*means)
 
 
 def _upper_bound(
