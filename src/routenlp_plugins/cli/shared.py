@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from time import time
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -24,6 +25,7 @@ __all__ = [
     "app",
     "bad_input",
     "show_skipped",
+    "since_days",
     "stop",
     "write_json",
 ]
@@ -77,6 +79,11 @@ def show_skipped(skipped: list[DataError]) -> None:
         console.print(f"{len(skipped)} malformed lines left out, the first of them:", highlight=False)
         for error in skipped[:5]:
             console.print(f"  {error}", highlight=False, markup=False, soft_wrap=True)
+
+
+def since_days(days: float | None) -> float | None:
+    """Seconds since 1970 so many days ago; None is ever."""
+    return None if days is None else time() - days * 86_400
 
 
 def write_json(facts: Any, target: str) -> None:

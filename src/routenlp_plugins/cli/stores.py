@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from ..errors import DataError, ReleaseError
-from .shared import AsJson, Command, SkipBadLines, StoreUrl, app, bad_input, write_json
+from .shared import AsJson, Command, SkipBadLines, StoreUrl, app, bad_input, since_days, write_json
 
 __all__ = ["export", "import_", "report", "would_have"]
 
@@ -57,8 +57,6 @@ def export(
     as_json: AsJson = None,
 ) -> None:
     """Write the traces of a store as outcomes; their quality is what audits say."""
-    from time import time
-
     from ..evaluate.outcomes import outcome_line
     from ..signals.store import TraceStore
 
@@ -67,8 +65,7 @@ def export(
             raise DataError(f"{outcomes}: exists already and is not overwritten; choose a new file")
         rows = known = 0
         with TraceStore(store, create=False) as opened, outcomes.open("x", encoding="utf-8") as file:
-            since = None if days is None else time() - days * 86_400
-            for row in opened.outcomes(since=since, beside=beside, labelled=labelled):
+            for row in opened.outcomes(since=since_days(days), beside=beside, labelled=labelled):
                 file.write(outcome_line(row) + "\n")
                 rows += 1
                 known += any(outcome.quality is not None for outcome in row.outcomes.values())
@@ -86,8 +83,6 @@ def report(
     as_json: AsJson = None,
 ) -> None:
     """What happened: calls, cost, what was saved and how sure that is, and what a store holds."""
-    from time import time
-
     from ..portfolio import Portfolio
     from ..signals.ledger import ledger
     from ..signals.store import TraceStore
@@ -96,7 +91,7 @@ def report(
     with bad_input(as_json):
         known = Portfolio.from_yaml(portfolio)
         with TraceStore(store, create=False) as opened:
-            bill = ledger(opened, known, None if days is None else time() - days * 86_400)
+            bill = ledger(opened, known, since_days(days))
             counts = opened.counts()
     if as_json is not None:
         write_json({"counts": counts.as_dict(), "ledger": bill.as_dict()}, as_json)
@@ -112,8 +107,6 @@ def would_have(
     as_json: AsJson = None,
 ) -> None:
     """What a release would have cost, had it served the queries that ran in the shadow, and kept of those audited."""
-    from time import time
-
     from ..release import Release
     from ..replaying import replay
     from ..signals.store import TraceStore
@@ -124,7 +117,7 @@ def would_have(
         if loaded.policy.void is not None:
             raise ReleaseError(f"{release}: its certificate is void: {loaded.policy.void}")
         with TraceStore(store, create=False) as opened:
-            rows = list(opened.outcomes(since=None if days is None else time() - days * 86_400, beside="shadow"))
+            rows = list(opened.outcomes(since=since_days(days), beside="shadow"))
         if not rows:
             raise DataError(f"{store}: no query ran in the shadow; attach a Shadow to what serves")
         audited = [row for row in rows if all(outcome.quality is not None for outcome in row.outcomes.values())]

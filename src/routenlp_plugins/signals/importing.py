@@ -58,7 +58,7 @@ def import_traces(store: TraceStore, paths: Paths, form: str, options: ImportOpt
     traces = signals = 0
     last = None
     files = [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]
-    for found in readers[form](_lines(files, bad), options, bad):
+    for number, found in enumerate(readers[form](_lines(files, bad), options, bad), start=1):
         if found.trace is not None:
             traces += 1
             one = found.trace
@@ -70,7 +70,7 @@ def import_traces(store: TraceStore, paths: Paths, form: str, options: ImportOpt
         for signal in found.signals:
             signals += 1
             last = store.give(signal)
-        if (traces + signals) % 1000 == 0 and last is not None:
+        if number % 1000 == 0 and last is not None:
             # reading is faster than writing, and nothing is to be dropped
             last.result()
     store.flush()

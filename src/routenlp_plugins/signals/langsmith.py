@@ -60,7 +60,8 @@ def _call(line: Line, options: ImportOptions, parents: Mapping[str, str | None])
     if isinstance(answer, Completion):
         latency = (ended - begun) * 1e3 if begun is not None and ended is not None and ended >= begun else None
         cost = facts.get("total_cost")
-        answer = _with(answer, latency, float(cost) if isinstance(cost, int | float | str) and cost else None)
+        known_cost = float(cost) if isinstance(cost, int | float | str) and cost else None
+        answer = replace(answer, latency_ms=latency, cost_usd=known_cost)
     named = metadata.get("ls_model_name")
     model = (answer.model if isinstance(answer, Completion) else None) or (named if isinstance(named, str) else None)
     task = metadata.get("routenlp_task") or options.task
@@ -76,10 +77,6 @@ def _call(line: Line, options: ImportOptions, parents: Mapping[str, str | None])
     unit = next((str(metadata[one]) for one in _UNITS if metadata.get(one)), root if isinstance(root, str) else None)
     query = Query(user_words(chat), str(task), None, chat, _beyond(extra))
     return imported(line, options, query, answer, model, id=name, at=begun or 0.0, unit=unit, runs=known)
-
-
-def _with(answer: Completion, latency: float | None, cost: float | None) -> Completion:
-    return replace(answer, latency_ms=latency, cost_usd=cost)
 
 
 def _chat(inputs: Any, source: str) -> tuple[dict[str, str], ...]:

@@ -11,6 +11,7 @@ from sqlalchemy import Connection, and_, case, func, select
 
 from ..portfolio import Portfolio
 from . import tables
+from .reading import between
 from .store import TraceStore
 
 __all__ = ["Ledger", "Line", "ledger"]
@@ -81,7 +82,7 @@ def ledger(store: TraceStore, portfolio: Portfolio, since: float | None = None, 
     times the number of all of them.
     """
     with store.reading() as connection:
-        window = _window(since, until)
+        window = between(since, until)
         lines = tuple(_line(row, portfolio) for row in connection.execute(_sums(window)))
         traces = int(connection.scalar(select(func.count()).select_from(tables.traces).where(*window)) or 0)
         sample = _audited(connection, portfolio.frontier, window)
@@ -123,11 +124,6 @@ class _Sample:
         if self.n < 2:
             return 0.0
         return sqrt(self.variance / self.n * max(1 - self.n / population, 0.0))
-
-
-def _window(since: float | None, until: float | None) -> list[Any]:
-    at = tables.traces.c.at
-    return [*([at >= since] if since is not None else []), *([at < until] if until is not None else [])]
 
 
 def _sums(window: list[Any]) -> Any:

@@ -13,7 +13,7 @@ from . import tables
 from .rows import Recorded
 from .signal import Signal
 
-__all__ = ["read_traces", "repeated_units"]
+__all__ = ["between", "read_traces", "repeated_units"]
 
 PAGE = 1000
 FACTS = ("model", "prompt", "input_tokens", "cached_tokens", "output_tokens", "cost_usd", "latency_ms")
@@ -27,7 +27,7 @@ def read_traces(
     A page at a time, so that writers go on. What was said of a run that several traces belong to was said of the last.
     """
     traces = tables.traces
-    chosen = select(traces).where(*_between(since, until)).order_by(traces.c.at, traces.c.id).limit(PAGE)
+    chosen = select(traces).where(*between(since, until)).order_by(traces.c.at, traces.c.id).limit(PAGE)
     last: Row[Any] | None = None
     while True:
         page = chosen
@@ -50,12 +50,13 @@ def read_traces(
 def repeated_units(engine: Engine, since: float | None, until: float | None) -> set[str]:
     """The units that several traces in [since, until) belong to."""
     units = tables.traces.c.unit
-    several = select(units).where(units.is_not(None), *_between(since, until)).group_by(units).having(func.count() > 1)
+    several = select(units).where(units.is_not(None), *between(since, until)).group_by(units).having(func.count() > 1)
     with engine.begin() as connection:
         return set(connection.scalars(several))
 
 
-def _between(since: float | None, until: float | None) -> list[Any]:
+def between(since: float | None, until: float | None) -> list[Any]:
+    """Conditions for the traces of [since, until)."""
     at = tables.traces.c.at
     return [*([at >= since] if since is not None else []), *([at < until] if until is not None else [])]
 

@@ -115,7 +115,7 @@ class Writer:
             return
         with self._lock:
             # a lane keeps its order: its last one is written last
-            waiting = [[*self._flying[lane], *list(self._queues[lane])[-1:]] for lane in self._lanes]
+            waiting = [queue or self._flying[lane] for lane, queue in self._queues.items()]
             last = [items[-1].written for items in waiting if items]
         self._wake.set()
         if wait(last, timeout).not_done:
