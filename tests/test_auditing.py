@@ -24,8 +24,10 @@ from routenlp_plugins import (
     Query,
     Release,
     TierError,
+    TraceStore,
     Watch,
     fit,
+    ledger,
     replay,
 )
 from routenlp_plugins.evaluate.outcomes import read_outcomes
@@ -109,6 +111,63 @@ def test_a_tier_that_degrades_is_noticed_and_its_task_goes_to_the_frontier(relea
     again = fit(fresh, portfolio(), alpha=0.1)
     assert again.certificate.certified == ("t",)
     assert replay(fresh, again).violation_rate < 0.1 < replay(fresh, release).violation_rate
+
+
+def test_a_store_keeps_what_was_answered_what_audits_called_and_what_they_found(release, tmp_path):
+    world = World()
+    some = AuditOptions(share=0.5)
+    with TraceStore(tmp_path / "traces.db") as store:
+        dispatcher = Dispatcher(release, world.tiers(), listeners=[store.record])
+        with Auditor(dispatcher, is_right, tmp_path / "log.jsonl", some, store) as router:
+            answers = ask(router, 0, 200)
+        store.flush()
+        audits = list(read_outcomes(tmp_path / "log.jsonl"))
+        rows = list(store.outcomes(labelled=True))
+        traces = list(store.traces())
+        bill = ledger(store, release.portfolio)
+    assert len(traces) == 200
+    assert {one.id for one in traces} == {answer.trace.id for answer in answers}
+    assert {one.propensity for one in traces} == {0.5}
+    assert 60 < len(audits) == len(rows) < 140
+
+    def facts(some):
+        return {row.query.id: {tier: one.quality for tier, one in row.outcomes.items()} for row in some}
+
+    assert facts(rows) == facts(audits)
+    assert {row.propensity for row in rows} == {0.5}
+    assert sum(line.calls for line in bill.lines) == len(world.calls)
+    assert sum(line.usd for line in bill.lines if line.purpose == "audit") == pytest.approx(router.spent_usd)
+    assert bill.saved_usd is not None
+    assert bill.audited == sum(
+        not any(a.tier == FRONTIER for a in one.trace.attempts) and FRONTIER in facts(rows).get(one.trace.query.id, {})
+        for one in traces
+    )
+
+
+def test_an_audit_of_a_query_that_nobody_answered_is_on_the_bill_too(release, tmp_path):
+    def fails(call):
+        raise OSError("down")
+
+    def unsure(call):
+        return Completion("wrong", confidence=0.0, input_tokens=10, output_tokens=10)
+
+    with TraceStore(tmp_path / "traces.db") as store:
+        dispatcher = Dispatcher(release, {SMALL: unsure, MIDDLE: unsure, FRONTIER: fails})
+        with (
+            Auditor(dispatcher, is_right, tmp_path / "log.jsonl", EVERYTHING, store) as router,
+            pytest.raises(TierError) as caught,
+        ):
+            router.run(Query(QUESTION, "t", "1"))
+        store.flush()
+        (found,) = store.traces()
+    assert found.id == caught.value.trace.id
+    called = [*found.trace.attempts, *found.beside.get("audit", ())]
+    assert sorted(attempt.tier for attempt in called) == sorted([SMALL, MIDDLE, FRONTIER])
+
+
+def test_a_store_that_is_none_is_refused(release, tmp_path):
+    with pytest.raises(DataError, match="store must be a TraceStore, got str"):
+        Auditor(Dispatcher(release, World().tiers()), is_right, tmp_path / "log.jsonl", store="traces.db")
 
 
 def test_the_log_is_the_whole_state(release, tmp_path):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from helpers import FRONTIER, SMALL, portfolio
+from typer.testing import CliRunner
 
 from routenlp_plugins import (
     Attempt,
@@ -16,9 +19,11 @@ from routenlp_plugins import (
     Signal,
     Trace,
     TraceStore,
+    edit_similarity,
     fit,
     replay,
 )
+from routenlp_plugins.cli import app
 from routenlp_plugins.signals.opinions import Judged, Opinion
 
 
@@ -161,3 +166,54 @@ def test_a_release_is_fitted_from_thumbs_and_a_few_audits(tmp_path):
     assert release.certificate.certified == ("t",)
     assert told.cost_ratio < 0.8
     assert told.violation_rate <= 0.1
+
+
+def test_what_is_said_of_another_answer_tells_of_one_that_differs_from_it():
+    """Thumbs on the answer of the frontier tell where the small tier, which differs from it, is right."""
+    rng = np.random.default_rng(0)
+    found = []
+    for i in range(3000):
+        same, frontier_right = rng.random() < 0.8, rng.random() < 0.7
+        up = Signal("run", "thumbs", float(rng.random() < (0.95 if frontier_right else 0.1)))
+        good = frontier_right if same else not frontier_right
+        found.append(Judged(Opinion((), (up,), float(same), is_returned=False), float(good), SMALL, f"unit-{i}", 1.0))
+    model = LabelModel.learn(found)
+
+    def label(agreement: float, thumb: float) -> float | None:
+        return model(Opinion((), (Signal("run", "thumbs", thumb),), agreement, is_returned=False))
+
+    assert label(0.0, 0.0) > 0.8 > 0.2 > label(0.0, 1.0)
+    assert label(1.0, 1.0) > 0.8 > 0.2 > label(1.0, 0.0)
+
+
+def test_an_edit_says_how_much_was_kept():
+    assert edit_similarity("the card is on its way", "the card is on its way") == 1
+    assert edit_similarity("four", "five") == pytest.approx(0.25)
+    assert edit_similarity("", "") == 1
+    assert edit_similarity("a", "") == 0
+
+
+def test_the_command_line_tells_what_signals_are_worth(tmp_path):
+    rng = np.random.default_rng(3)
+    with TraceStore(tmp_path / "traces.db") as store:
+        for i in range(600):
+            good = rng.random() < 0.7
+            done = Completion("right" if good else "wrong", input_tokens=1, output_tokens=1)
+            store.record(Trace(Query("q", "t"), "t", (Attempt(FRONTIER, True, completion=done),), ""), f"run-{i}")
+            store.signal(f"run-{i}", "thumbs", float(rng.random() < (0.9 if good else 0.1)))
+            store.signal(f"run-{i}", "judge", float(rng.random()), "coin")
+            store.signal(f"run-{i}", "audit", float(good), "reviewer")
+    url = ["labels", "--store", f"sqlite:///{tmp_path / 'traces.db'}"]
+    shown = CliRunner().invoke(app, url)
+    assert shown.exit_code == 0, shown.output
+    assert "no better" in shown.output
+    assert "Labels of good answers are" in shown.output
+    told = json.loads(CliRunner().invoke(app, [*url, "--json"]).output)
+    assert {(one["kind"], one["source"], one["used"]) for one in told["sources"]} == {
+        ("thumbs", "user", True),
+        ("judge", "coin", False),
+    }
+    assert told["noise"]["on_bad"] < told["noise"]["on_good"]
+    refused = CliRunner().invoke(app, [*url, "--delta", "2"])
+    assert refused.exit_code == 2
+    assert "delta must be strictly between 0 and 1" in refused.output

@@ -94,6 +94,34 @@ def test_what_is_recorded_is_read_back_as_it_was(url):
     assert found.runs == {"root-1": None, "call-1": 2}
 
 
+def test_a_trace_that_is_recorded_again_is_one_and_gets_its_new_names(url):
+    given = trace(name="q1")
+    with TraceStore(url) as store:
+        store.record(given, propensity=0.5)
+        store.record(given, runs={"root-1": None})
+        store.flush()
+        store.record(given, runs={"root-1": None, "root-2": None})
+        store.signal("root-2", "thumbs", 0)
+        store.flush()
+        (found,) = store.traces()
+        assert store.counts().unknown_signals == 0
+    assert (found.id, found.trace.id, found.propensity) == (given.id, given.id, 0.5)
+    assert found.runs == {"root-1": None, "root-2": None}
+
+
+def test_a_preference_speaks_of_both_answers(url):
+    with TraceStore(url) as store:
+        for name in ("a", "b"):
+            store.record(trace(), f"run-{name}", runs={f"root-{name}": None})
+        store.signal("root-a", "preference", 1, other="run-b").result(10)
+        rows = {
+            row.query.id: row for row in store.outcomes(lambda said: said.signals[0].value if said.signals else None)
+        }
+        assert rows["run-a"].outcomes["frontier"].quality == 1
+        assert rows["run-b"].outcomes["frontier"].quality == 0
+        assert store.counts().signals == 1
+
+
 def test_an_answer_of_a_dispatcher_is_recorded(url):
     def says(words, **facts):
         return lambda call: Completion(words, input_tokens=5, output_tokens=1, **facts)
@@ -222,6 +250,18 @@ def test_text_that_a_database_cannot_hold_is_kept_as_far_as_it_can(url):
         store.record(trace("zero \0 and half \ud800 of a pair")).result(10)
         (found,) = store.traces()
     assert found.trace.query.text == "zero \N{REPLACEMENT CHARACTER} and half ? of a pair"
+
+
+def test_calls_are_written_after_their_trace_however_many_wait(url):
+    with TraceStore(url, options=StoreOptions(batch=1, interval=5.0)) as store:
+        given = trace()
+        for i in range(40):
+            store.record(given, f"run-{i}")
+        audit = Attempt("small", False, completion=Completion("no"))
+        written = [store.record_calls(f"run-{i}", "audit", [audit]) for i in reversed(range(40))]
+        store.flush()
+        assert not any(future.exception() for future in written)
+        assert all(len(found.beside["audit"]) == 1 for found in store.traces())
 
 
 def test_a_full_queue_drops_the_oldest_and_says_so(tmp_path):

@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     from .signals.shadow import Shadow as Shadow
     from .signals.shadow import ShadowOptions as ShadowOptions
     from .signals.signal import Signal as Signal
+    from .signals.signal import edit_similarity as edit_similarity
     from .signals.store import StoreOptions as StoreOptions
     from .signals.store import TraceStore as TraceStore
     from .signals.telemetry import Telemetry as Telemetry
@@ -128,7 +129,7 @@ _MODULES = {
     "signals.opinions": ("Opinion",),
     "signals.ledger": ("Ledger", "ledger"),
     "signals.shadow": ("Shadow", "ShadowOptions"),
-    "signals.signal": ("Signal",),
+    "signals.signal": ("Signal", "edit_similarity"),
     "signals.store": ("StoreOptions", "TraceStore"),
     "signals.telemetry": ("Telemetry",),
     "tiers.boundary": ("received",),

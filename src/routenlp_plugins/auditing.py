@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from threading import Lock
 from types import TracebackType
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from .dispatch import Dispatcher
@@ -21,8 +22,11 @@ from .evaluate.resuming import append_row, locked, whole_rows
 from .evaluate.units import unit_interval
 from .flow import plan
 from .tiers.boundary import SyncTierCallable, call_tier, sync_form
-from .types import Answer, Attempt, Call, Completion, Query
+from .types import Answer, Attempt, Call, Completion, Query, Trace
 from .watching import Watch
+
+if TYPE_CHECKING:
+    from .signals.store import TraceStore
 
 __all__ = ["AuditOptions", "Auditor"]
 
@@ -74,16 +78,26 @@ class Auditor:
         dispatcher: what answers; its release must be certified.
         quality: scores the answers of all tiers; called in a thread.
         log: file of audited outcomes, ``.jsonl``.
+        store: keeps the trace of every query too, what audits called, and as signals of kind ``audit`` the qualities
+            that they found, with the propensity of being audited; flushing and closing it is the caller's.
 
     Raises:
         DataError: the log holds rows of another release or another share, or another auditor is writing to it.
     """
 
     def __init__(
-        self, dispatcher: Dispatcher, quality: Quality, log: str | Path, options: AuditOptions | None = None
+        self,
+        dispatcher: Dispatcher,
+        quality: Quality,
+        log: str | Path,
+        options: AuditOptions | None = None,
+        store: TraceStore | None = None,
     ) -> None:
         if not callable(quality):
             raise DataError(f"quality must be a function (query, completion) -> quality, got {quality!r}")
+        if store is not None and not hasattr(store, "record_calls"):
+            raise DataError(f"store must be a TraceStore, got {type(store).__name__}")
+        self.store = store
         self.options = options or AuditOptions()
         self.certified = dispatcher
         self.quality = quality
@@ -129,9 +143,9 @@ class Auditor:
         try:
             answer = self._serving.run(query)
         except TierError as error:
-            self._audit_later(query, error.attempts)
+            self._audit_later(query, error.trace)
             raise
-        self._audit_later(query, answer.trace.attempts)
+        self._audit_later(query, answer.trace)
         return answer
 
     async def arun(self, query: Query | str) -> Answer:
@@ -140,9 +154,9 @@ class Auditor:
         try:
             answer = await self._serving.arun(query)
         except TierError as error:
-            self._audit_later(query, error.attempts)
+            self._audit_later(query, error.trace)
             raise
-        self._audit_later(query, answer.trace.attempts)
+        self._audit_later(query, answer.trace)
         return answer
 
     @property
@@ -187,19 +201,22 @@ class Auditor:
             raise DataError(f"query id must be a non-empty string, or None for a new one, got {query.id!r}")
         return query if query.id is not None else replace(query, id=uuid4().hex)
 
-    def _audit_later(self, query: Query, attempts: Sequence[Attempt]) -> None:
+    def _speaks_of(self, query: Query, task: str | None) -> bool:
         # calls that need more than text are not what the certificate speaks of
-        if query.requires or not self.drawn(query):
+        return not query.requires and bool(self.watch.proof_of(task))
+
+    def _audit_later(self, query: Query, trace: Trace | None) -> None:
+        if trace is None or not self.drawn(query):
             return
         task = plan(self.certified.release.policy, query)[0]
-        if not self.watch.proof_of(task):
+        if not self._speaks_of(query, task):
             return
         with self._writing:
             if query.id in self._seen or query.id in self._taken:
                 return
             self._taken.add(query.id)
         try:
-            future = self._pool.submit(self._audit, replace(query, task=task), attempts)
+            future = self._pool.submit(self._audit, replace(query, task=task), trace)
         except RuntimeError:
             # closed while the answer was made, which must reach the user all the same
             return
@@ -215,8 +232,8 @@ class Auditor:
             self._running.discard(audit)
         self._failed |= error is not None
 
-    def _audit(self, query: Query, attempts: Sequence[Attempt]) -> None:
-        made = {attempt.tier: attempt for attempt in attempts}
+    def _audit(self, query: Query, trace: Trace) -> None:
+        made = {attempt.tier: attempt for attempt in trace.attempts}
         outcomes = {name: self._outcome(name, query, made.get(name)) for name in self._tiers(query)}
         try:
             for name, outcome in outcomes.items():
@@ -225,6 +242,8 @@ class Auditor:
         finally:
             # also where the user's function failed: else what it fails on would never be seen
             self._keep(query, outcomes)
+            if self.store is not None:
+                _tell(self.store, trace, {name: one for name, one in outcomes.items() if name not in made}, outcomes)
 
     def _keep(self, query: Query, outcomes: Mapping[str, Outcome]) -> None:
         row = OutcomeRow(
@@ -250,7 +269,14 @@ class Auditor:
 
     def _dispatcher(self) -> Dispatcher:
         of = self.certified
-        return Dispatcher(self.watch.serving, of.tiers, of.comparators, of.listeners)
+        # first, since a trace is written once and this one knows the propensity
+        listeners = of.listeners if self.store is None else (self._record, *of.listeners)
+        return Dispatcher(self.watch.serving, of.tiers, of.comparators, listeners)
+
+    def _record(self, trace: Trace) -> None:
+        if self.store is not None:
+            audited = self._speaks_of(trace.query, trace.task)
+            self.store.record(trace, propensity=self.options.share if audited else None)
 
     def _check(self, row: OutcomeRow) -> None:
         unknown = [tier for tier in row.outcomes if tier not in self.certified.release.portfolio.names]
@@ -290,6 +316,20 @@ class Auditor:
                 f"query {query.id!r}: the quality function returned {quality!r} for {tier}; expected [0, 1]"
             )
         return None if quality is None else float(quality)
+
+
+def _tell(store: TraceStore, trace: Trace, called: Mapping[str, Outcome], outcomes: Mapping[str, Outcome]) -> None:
+    """What an audit called, and what it found."""
+    attempts = [
+        Attempt(name, False, error=one.error)
+        if one.error is not None
+        else Attempt(name, False, completion=replace(one.completion, payload=None))
+        for name, one in called.items()
+    ]
+    store.record_calls(trace.id, "audit", attempts)
+    for name, one in outcomes.items():
+        if one.quality is not None:
+            store.signal(trace.id, "audit", one.quality, "auditor", tier=name)
 
 
 def _functions(dispatcher: Dispatcher) -> dict[str, SyncTierCallable]:

@@ -124,7 +124,8 @@ class Dispatcher:
             yield
         except TierError as error:
             task = task_of(self.release.policy, query)
-            self._tell(Trace(query, task, error.attempts, f"no tier answered ({error})"))
+            error.trace = Trace(query, task, error.attempts, f"no tier answered ({error})")
+            self._tell(error.trace)
             raise
 
     def _tell(self, trace: Trace) -> None:

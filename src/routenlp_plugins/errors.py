@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .release import Release
-    from .types import Attempt
+    from .types import Attempt, Trace
 
 __all__ = [
     "BudgetExceededError",
@@ -73,12 +73,14 @@ class TierError(RouteNLPError):
     Attributes:
         tier: name of the tier that failed.
         attempts: all attempts of the query so far, the failed one last.
+        trace: of the query that nobody answered, as listeners are told it; None where no dispatcher raised it.
     """
 
     def __init__(self, message: str, tier: str, attempts: tuple[Attempt, ...] = ()) -> None:
         super().__init__(message)
         self.tier = tier
         self.attempts = attempts
+        self.trace: Trace | None = None
 
 
 class BudgetExceededError(RouteNLPError):

@@ -12,10 +12,11 @@ from rich.text import Text
 from .policy import Policy, Rung
 from .release import Release
 from .replaying import Replay
+from .signals.labels import LabelModel
 from .signals.ledger import Ledger
 from .signals.store import Counts
 
-__all__ = ["show_ledger", "show_release", "show_replay"]
+__all__ = ["show_labels", "show_ledger", "show_release", "show_replay"]
 
 
 def show_release(console: Console, release: Release) -> None:
@@ -171,3 +172,21 @@ def show_ledger(console: Console, bill: Ledger, counts: Counts) -> None:
     )
     if counts.dropped:
         console.print(f"{counts.dropped} traces or signals were dropped: too much waited to be written", style="yellow")
+
+
+def show_labels(console: Console, model: LabelModel) -> None:
+    """Each source beside the audits, and the bounds of the labels."""
+    table = Table("signal", "source", "audited", "mean if good", "mean if bad", "p of chance", "used")
+    for one in model.sources:
+        means = (f"{one.on_good:.2f}", f"{one.on_bad:.2f}", f"{one.p_value:.2g}")
+        table.add_row(
+            escape(one.kind), escape(one.source), str(sum(one.answers)), *means, "yes" if one.used else "no better"
+        )
+    console.print(table)
+    good, bad = model.audited
+    console.print(
+        f"Labels of good answers are {model.noise.on_good:.3f} at most on average, of bad ones "
+        f"{model.noise.on_bad:.3f}: both with probability {1 - model.noise.delta:g}, on {good} good and {bad} bad "
+        "audited answers",
+        highlight=False,
+    )

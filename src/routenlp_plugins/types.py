@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from time import time_ns
 from typing import Any
 
 from .errors import DataError
@@ -18,10 +20,20 @@ __all__ = [
     "Session",
     "Skipped",
     "Trace",
+    "new_id",
 ]
 
 Message = Mapping[str, str]
 """One chat message: ``{"role": "system" | "user" | "assistant", "content": text}``."""
+
+
+def new_id() -> str:
+    """Ordered by time (UUID version 7, RFC 9562), so that an index of a database grows at its end."""
+    value = (time_ns() // 1_000_000) << 80 | int.from_bytes(os.urandom(10), "big")
+    value = value & ~(0xF000 << 64) | (0x7000 << 64)
+    value = value & ~(0xC000 << 48) | (0x8000 << 48)
+    text = f"{value:032x}"
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +202,7 @@ class Trace:
     Attributes:
         skipped: the tiers that were passed by without a call, in the order in which that was decided.
         difficulty: what a router predicted before any call: tier -> P(good enough); empty without one.
+        id: its own, by which a trace store knows it.
     """
 
     query: Query
@@ -198,6 +211,7 @@ class Trace:
     reason: str
     skipped: tuple[Skipped, ...] = ()
     difficulty: Mapping[str, float] = field(default_factory=dict)
+    id: str = field(default_factory=new_id, compare=False, repr=False)
 
     @property
     def accepted(self) -> Attempt:

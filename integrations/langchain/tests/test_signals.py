@@ -8,7 +8,8 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from helpers import FRONTIER, SMALL, gated, portfolio, release
+from helpers import FRONTIER, MIDDLE, SMALL, gated, portfolio, release, rows
+from helpers import QUESTION as QUESTION_SEEN
 from langchain_core.messages import AIMessage
 from langchain_core.output_parsers import JsonOutputParser, PydanticOutputParser, StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
@@ -18,8 +19,8 @@ from langchain_openai import ChatOpenAI
 from pydantic import BaseModel
 from sqlalchemy import text
 
-from langchain_routenlp import RouterRunnable, SignalCallbackHandler, shadow_tiers
-from routenlp_plugins import Completion, PortfolioError, Shadow, ShadowOptions, TraceStore
+from langchain_routenlp import RouterChatModel, RouterRunnable, SignalCallbackHandler, shadow_tiers
+from routenlp_plugins import AuditOptions, Completion, PortfolioError, Shadow, ShadowOptions, TraceStore, fit
 from routenlp_plugins.testing import ScriptedServer
 
 PROMPT = ChatPromptTemplate.from_messages([("system", "Be kind."), ("human", "{text}")])
@@ -245,6 +246,27 @@ def test_behind_a_router_the_whole_decision_is_kept(server, store):
     assert str(mine) in first.runs
     assert len(second.trace.attempts) == 2
     assert json.dumps(AIMessage("x").model_dump())
+
+
+def test_an_audited_chain_with_a_handler_is_kept_once_with_its_run_ids_and_audits(server, store, tmp_path):
+    fitted = fit(rows(600), portfolio(), alpha=0.2)
+
+    def sure(call):
+        return Completion("right", confidence=1.0, input_tokens=10, output_tokens=1, prompt="p")
+
+    model = RouterChatModel(tiers={SMALL: sure, MIDDLE: sure, FRONTIER: chat(server)}, release=fitted, task="t")
+    handler, mine = SignalCallbackHandler(store), uuid4()
+    with model.audited(lambda *_: 0.5, tmp_path / "log.jsonl", AuditOptions(share=1.0), store) as watched:
+        (PROMPT | watched).invoke({"text": QUESTION_SEEN}, {"callbacks": [handler], "run_id": mine})
+    store.signal(str(mine), "thumbs", 1)
+    (found,) = traces(store)
+    assert str(mine) in found.runs
+    assert (found.propensity, found.origin) == (1.0, "served")
+    called = [*found.trace.attempts, *found.beside["audit"]]
+    assert sorted(attempt.tier for attempt in called) == sorted([SMALL, MIDDLE, FRONTIER])
+    (row,) = store.outcomes()
+    assert {one.quality for one in row.outcomes.values()} == {0.5}
+    assert store.counts().unknown_signals == 0
 
 
 def test_a_task_that_is_none_or_a_tier_that_is_unknown_is_refused(server, store):

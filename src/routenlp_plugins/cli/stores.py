@@ -11,7 +11,7 @@ from rich.console import Console
 from ..errors import DataError, ReleaseError
 from .shared import AsJson, Command, SkipBadLines, StoreUrl, app, bad_input, since_days, write_json
 
-__all__ = ["export", "import_", "report", "would_have"]
+__all__ = ["export", "import_", "labels", "report", "would_have"]
 
 
 @app.command("import", cls=Command)
@@ -97,6 +97,31 @@ def report(
         write_json({"counts": counts.as_dict(), "ledger": bill.as_dict()}, as_json)
         return
     show_ledger(Console(), bill, counts)
+
+
+@app.command(cls=Command)
+def labels(
+    store: StoreUrl,
+    portfolio: Annotated[Path | None, typer.Option(help="Portfolio, YAML: whose answers are the frontier's.")] = None,
+    tau: Annotated[float, typer.Option(help="Quality from which an answer is good.")] = 1.0,
+    delta: Annotated[float, typer.Option(help="Chance that a bound of the labels does not hold.")] = 0.05,
+    days: Annotated[float | None, typer.Option(help="Only the last so many days.")] = None,
+    as_json: AsJson = None,
+) -> None:
+    """What each source of signals is worth, compared with audits, and what labels made of them would say."""
+    from ..portfolio import Portfolio
+    from ..signals.labels import LabelModel
+    from ..signals.store import TraceStore
+    from ..terminal import show_labels
+
+    with bad_input(as_json):
+        frontier = None if portfolio is None else Portfolio.from_yaml(portfolio).frontier
+        with TraceStore(store, create=False) as opened:
+            model = LabelModel.learn(opened.judged(since_days(days)), tau=tau, delta=delta, frontier=frontier)
+    if as_json is not None:
+        write_json(model.as_dict(), as_json)
+        return
+    show_labels(Console(), model)
 
 
 @app.command("would-have", cls=Command)

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from math import exp, log
+from dataclasses import asdict, dataclass
+from math import exp, isnan, log
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,7 @@ from ..cascade.noise import Noise
 from ..errors import DataError
 from ..evaluate.units import unit_interval
 from .opinions import Judged, Opinion
+from .signal import Signal
 
 __all__ = ["LabelModel", "SourceReport", "Weighing"]
 
@@ -84,8 +86,8 @@ class LabelModel:
 
     Attributes:
         sources: what each source is worth.
-        returned, others: how what is said of answers that were returned is weighed, and of others; None where none of
-            them was audited.
+        returned, same, others: how what is said of answers is weighed, of those that were returned, of those that say
+            the same, and of all others; None where none of them was audited.
         noise: bounds of the label where answers are good and where they are bad, for every tier that was audited.
         audited: answers that the bounds rest on, good and bad.
         expected: the same without a margin, for hints, which promise nothing.
@@ -94,6 +96,7 @@ class LabelModel:
 
     sources: tuple[SourceReport, ...]
     returned: Weighing | None
+    same: Weighing | None
     others: Weighing | None
     noise: Noise
     audited: tuple[int, int]
@@ -154,10 +157,10 @@ class LabelModel:
                 f"labels: no signal tells good answers from bad ones better than chance on {len(first)} audited "
                 f"answers ({told})"
             )
-        returned, others = (
-            _weighing([one for one in first if one.opinion.is_returned == kind], names, tau) for kind in (True, False)
+        returned, same, others = (
+            _weighing([one for one in first if _kind(one.opinion) == kind], names, tau) for kind in _KINDS
         )
-        model = cls(sources, returned, others, Noise(1.0, 0.0), (0, 0), Noise(1.0, 0.0))
+        model = cls(sources, returned, same, others, Noise(1.0, 0.0), (0, 0), Noise(1.0, 0.0))
         second = [one for one in second if one.tier != frontier] or second
         on_good, on_bad = _bounds(model, first, second, tau, delta, scale)
         good = sum(one.quality >= tau for one in second)
@@ -169,6 +172,7 @@ class LabelModel:
         return cls(
             sources,
             returned,
+            same,
             others,
             Noise(on_good, on_bad, float(delta)),
             (good, len(second) - good),
@@ -176,28 +180,53 @@ class LabelModel:
             frozenset(one.unit for one in first),
         )
 
+    def as_dict(self) -> dict[str, Any]:
+        """What it rests on, in JSON types; NaN is null."""
+        sources = [asdict(source) for source in self.sources]
+        for source in sources:
+            source |= {name: None if isnan(source[name]) else source[name] for name in ("on_good", "on_bad")}
+        return {"sources": sources, "audited": self.audited, "noise": asdict(self.noise)}
+
     def __call__(self, opinion: Opinion) -> float | None:
         """The label in [0, 1]; None where texts are missing to compare with the answer that was spoken of."""
-        if opinion.is_returned and self.returned is not None:
-            return self.returned.label(_said(opinion))
-        if self.others is not None:
-            return self.others.label(_said(opinion))
-        if opinion.agreement is None or self.returned is None:
-            return None
-        return self.returned.label(_said(opinion)) if opinion.agreement >= 1 else 0.0
+        of = {"returned": self.returned or self.same, "same": self.same or self.returned, "others": self.others}
+        kind = _kind(opinion)
+        weighing = of[kind]
+        if weighing is not None:
+            return weighing.label(_said(opinion))
+        return None if kind != "others" or opinion.agreement is None else 0.0
+
+
+_KINDS = ("returned", "same", "others")
+
+
+def _kind(opinion: Opinion) -> str:
+    if opinion.is_returned:
+        return "returned"
+    return "same" if opinion.agreement is not None and opinion.agreement >= 1 else "others"
 
 
 AGREEMENT = ("agreement", "the answer returned")
+AGAINST = ", against another answer"
 
 
 def _said(opinion: Opinion) -> dict[Name, float]:
-    """What each source said last of an answer, or of the same answer of another tier."""
-    found = {(signal.kind, signal.source): signal.value for signal in opinion.signals if signal.kind != "audit"}
+    """What each source said last of an answer, or of the one that was returned instead.
+
+    Of the same answer it says the same. Against another it is a source of its own: that users dislike what was returned
+    may well speak for an answer that differs from it.
+    """
+    found = _last(opinion.signals)
     if opinion.is_returned or opinion.agreement is None:
         return found
-    if opinion.agreement >= 1:
-        found = {(one.kind, one.source): one.value for one in opinion.returned if one.kind != "audit"} | found
-    return found | {AGREEMENT: opinion.agreement}
+    instead = _last(opinion.returned)
+    if opinion.agreement < 1:
+        instead = {(kind, source + AGAINST): 1 - value for (kind, source), value in instead.items()}
+    return instead | found | {AGREEMENT: opinion.agreement}
+
+
+def _last(signals: Iterable[Signal]) -> dict[Name, float]:
+    return {(signal.kind, signal.source): signal.value for signal in signals if signal.kind != "audit"}
 
 
 def _level(value: float | None) -> int:

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from sqlalchemy import Engine, Row, and_, exists, func, null, or_, select
+from sqlalchemy import ColumnElement, Engine, Row, and_, exists, func, literal, null, or_, select, union_all
 
 from ..types import Attempt, Completion, Query, Trace
 from . import tables
@@ -66,7 +66,25 @@ def _of(table: Any, ids: Sequence[str]) -> Any:
 
 
 def _said_of(ids: Sequence[str]) -> Any:
-    """Signals with the trace they are about and the position of its call, where its run id tells."""
+    """Signals with the trace they are about and the position of its call, where its run id tells.
+
+    A preference is about both of its runs.
+    """
+    signals = tables.signals
+    same = (signals.c.run_id, signals.c.kind, signals.c.source, signals.c.tier, signals.c.other, signals.c.value)
+    of_the_other = (
+        signals.c.other.label("run_id"),
+        signals.c.kind,
+        signals.c.source,
+        literal("").label("tier"),
+        signals.c.run_id.label("other"),
+        (1 - signals.c.value).label("value"),
+    )
+    return union_all(*_about(ids, signals.c.run_id, same), *_about(ids, signals.c.other, of_the_other))
+
+
+def _about(ids: Sequence[str], run: ColumnElement[str], told: Sequence[ColumnElement[Any]]) -> tuple[Any, Any]:
+    """What is said of these traces, where this column of a signal is their id or that of one of their runs."""
     traces, runs, signals = tables.traces, tables.runs, tables.signals
     later, other = traces.alias(), runs.alias()
     of_a_later_one = exists(
@@ -76,17 +94,15 @@ def _said_of(ids: Sequence[str]) -> Any:
         .where(or_(later.c.at > traces.c.at, and_(later.c.at == traces.c.at, later.c.id > traces.c.id)))
         .correlate(traces, runs)
     )
-    itself = exists(select(later.c.id).where(later.c.id == signals.c.run_id).correlate(signals))
+    itself = exists(select(later.c.id).where(later.c.id == run).correlate(signals))
     by_run = (
-        select(signals, traces.c.id.label("trace_id"), runs.c.position)
-        .join(runs, runs.c.run_id == signals.c.run_id)
+        select(*told, signals.c.at, traces.c.id.label("trace_id"), runs.c.position)
+        .join(runs, runs.c.run_id == run)
         .join(traces, traces.c.id == runs.c.trace_id)
         .where(traces.c.id.in_(ids), ~of_a_later_one, ~itself)
     )
-    by_id = select(signals, signals.c.run_id.label("trace_id"), null().label("position")).where(
-        signals.c.run_id.in_(ids)
-    )
-    return by_id.union_all(by_run)
+    by_id = select(*told, signals.c.at, run.label("trace_id"), null().label("position")).where(run.in_(ids))
+    return by_id, by_run
 
 
 def _signals(rows: Sequence[Row[Any]], calls: Sequence[Row[Any]]) -> tuple[Signal, ...]:
@@ -128,7 +144,7 @@ def _recorded(row: Row[Any], calls: Sequence[Row[Any]], texts: Row[Any] | None, 
         if call.purpose != "answer":
             beside[call.purpose] += (_attempt(call, answers.get(str(call.position), {})),)
     known = {run.run_id: run.position for run in runs if run.run_id != row.query_id}
-    trace = Trace(query, row.task, attempts, row.reason or "")
+    trace = Trace(query, row.task, attempts, row.reason or "", id=row.id)
     return Recorded(row.id, row.at, trace, row.origin, row.unit, row.propensity, known, dict(beside))
 
 

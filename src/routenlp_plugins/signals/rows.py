@@ -11,7 +11,16 @@ from ..types import Attempt, Query, Trace
 from .redaction import Redaction
 from .signal import Signal
 
-__all__ = ["ORIGINS", "PURPOSES", "Extra", "Recorded", "rows_of_extra", "rows_of_trace", "row_of_signal"]
+__all__ = [
+    "ORIGINS",
+    "PURPOSES",
+    "Extra",
+    "Recorded",
+    "row_of_signal",
+    "rows_of_extra",
+    "rows_of_runs",
+    "rows_of_trace",
+]
 
 ORIGINS = ("served", "collected", "imported")
 """Of a trace: a policy decided, a chain ran without one, another system recorded it."""
@@ -70,7 +79,6 @@ def rows_of_trace(recorded: Recorded, redaction: Redaction) -> Rows:
     trace = recorded.trace
     calls, answers = _calls(recorded.id, 0, "answer", trace.attempts, redaction)
     accepted = [attempt.tier for attempt in trace.attempts if attempt.accepted]
-    known = {**({trace.query.id: None} if trace.query.id else {}), **recorded.runs}
     return {
         "traces": [
             {
@@ -87,12 +95,19 @@ def rows_of_trace(recorded: Recorded, redaction: Redaction) -> Rows:
         ],
         "calls": calls,
         "contents": _contents(recorded.id, trace.query, answers, redaction),
-        "runs": [
-            {"run_id": run, "trace_id": recorded.id, "position": position}
-            for run, position in known.items()
-            if run != recorded.id
-        ],
+        "runs": rows_of_runs(recorded),
     }
+
+
+def rows_of_runs(recorded: Recorded) -> list[dict[str, Any]]:
+    """The names by which a trace is known beside its identity."""
+    named = recorded.trace.query.id
+    known = {**({named: None} if named else {}), **recorded.runs}
+    return [
+        {"run_id": run, "trace_id": recorded.id, "position": position}
+        for run, position in known.items()
+        if run != recorded.id
+    ]
 
 
 def rows_of_extra(extra: Extra, first: int, redaction: Redaction) -> tuple[list[dict[str, Any]], dict[str, Any]]:

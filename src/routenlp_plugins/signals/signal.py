@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from math import isfinite
 from numbers import Real
 
+from rapidfuzz.distance import Levenshtein
+
 from ..errors import DataError
 
-__all__ = ["KINDS", "Signal"]
+__all__ = ["KINDS", "Signal", "edit_similarity"]
 
 KINDS = (
     *("thumbs", "stars", "preference", "edit", "acceptance"),
@@ -24,8 +26,9 @@ class Signal:
     Attributes:
         run_id: of the run it is about: of a trace, of one of its calls, of the chain around it, or of the query.
         kind: one of `KINDS`. ``audit`` is the truth that other kinds are compared with; ``other`` is anything else.
-        value: in [0, 1], higher for a better answer. Thumbs are 0 or 1, four stars of five 0.75, an edit is what
-            share of the answer was kept, a preference is 1 where the answer was preferred to that of `other`.
+        value: in [0, 1], higher for a better answer. Thumbs are 0 or 1, four stars of five 0.75, an edit is the
+            `edit_similarity` of the answer and what was sent, a preference is 1 where the answer was preferred to that
+            of `other`, of which 0 is said at once.
         source: who says so, such as ``user``, or the name of a judge: each has errors of its own.
         at: seconds since 1970, UTC; None takes the time at which it is given.
         other: the run whose answer it was compared with, for a preference.
@@ -61,3 +64,11 @@ class Signal:
                 raise DataError(f"signal: {name} must be a string of 1 to 256 characters, got {value!r}")
         if self.other == self.run_id:
             raise DataError("signal: a preference needs two runs, got the same one twice")
+
+
+def edit_similarity(answer: str, sent: str) -> float:
+    """How much of an answer a user kept in what was sent: the value of a signal of kind ``edit``.
+
+    One less the edit distance of the texts (Levenshtein 1966) over the length of the longer one, in [0, 1].
+    """
+    return float(Levenshtein.normalized_similarity(answer, sent))

@@ -14,7 +14,7 @@ from . import tables
 from .redaction import Redaction
 from .rows import Extra, rows_of_extra
 
-__all__ = ["Rows", "add_calls", "gently", "has_trace", "known_ids", "pruned", "upsert"]
+__all__ = ["Rows", "add_calls", "gently", "has_trace", "known_ids", "new_names", "pruned", "upsert"]
 
 Made = TypeVar("Made")
 
@@ -72,11 +72,15 @@ def add_calls(connection: Connection, extra: Extra, redaction: Redaction) -> Non
             connection.execute(contents.update().where(mine).values(answers={**kept, **answers}))
 
 
+def new_names(connection: Connection) -> Any:
+    """Insert names of traces; one that is there already stays as it is."""
+    return _dialect(connection).insert(tables.runs).on_conflict_do_nothing()
+
+
 def upsert(connection: Connection) -> Any:
     """Insert signals; of one that is there already the later value holds."""
     signals = tables.signals
-    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
-    new = dialect.insert(signals)
+    new = _dialect(connection).insert(signals)
     later = new.excluded.at >= signals.c.at
     return new.on_conflict_do_update(
         index_elements=list(signals.primary_key),
@@ -86,6 +90,10 @@ def upsert(connection: Connection) -> Any:
             "given": signals.c.given + 1,
         },
     )
+
+
+def _dialect(connection: Connection) -> Any:
+    return postgresql if connection.dialect.name == "postgresql" else sqlite
 
 
 def has_trace(*conditions: Any) -> Any:

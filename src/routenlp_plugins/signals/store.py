@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from time import time, time_ns
+from time import time
 from types import TracebackType
 from typing import Any
 
@@ -24,9 +24,9 @@ from .exporting import Label, outcomes_of
 from .opinions import Judged, audited, judged
 from .reading import read_traces, repeated_units
 from .redaction import Redact, Redaction
-from .rows import Extra, Recorded, row_of_signal, rows_of_trace
+from .rows import Extra, Recorded, row_of_signal, rows_of_runs, rows_of_trace
 from .signal import Signal
-from .statements import Rows, add_calls, gently, has_trace, known_ids, pruned, upsert
+from .statements import Rows, add_calls, gently, has_trace, known_ids, new_names, pruned, upsert
 from .writer import Writer
 
 __all__ = ["Counts", "StoreOptions", "TraceStore"]
@@ -125,6 +125,7 @@ class TraceStore:
             self.options.capacity,
             self.options.batch,
             self.options.interval,
+            after={"calls": "traces"},
         )
 
     def __enter__(self) -> TraceStore:
@@ -149,8 +150,8 @@ class TraceStore:
         """Keep a trace.
 
         Args:
-            run_id: its identity, by which signals find it; a trace whose identity is there already is not written
-                again. None makes a new one: signals then find it by the id of its query.
+            run_id: its identity, by which signals find it; None is the trace's own. Signals find it by the id of its
+                query too. A trace that is there already is not written again, but is known by new `runs`.
             runs: other ids by which it may be known; with a position, those of its calls.
             unit: what it belongs to (dialogue, user): traces of the same unit are not independent.
             origin: ``served`` by a policy, ``collected`` from a chain without one, or ``imported``.
@@ -160,7 +161,7 @@ class TraceStore:
         Raises:
             DataError: the store is closed, or an identity is none.
         """
-        identity = _new_id() if run_id is None else run_id
+        identity = trace.id if run_id is None and isinstance(trace, Trace) else run_id
         recorded = Recorded(
             identity, time() if at is None else at, trace, origin, unit, propensity, {} if runs is None else dict(runs)
         )
@@ -306,14 +307,19 @@ class TraceStore:
     def _write(self, things: Sequence[Any], dropped: Mapping[str, int]) -> None:
         """One batch, one transaction; called in the writer's thread."""
         self._prune_if_due()
-        recorded = {thing.id: thing for thing in reversed(things) if isinstance(thing, Recorded)}
-        rows = Rows()
+        recorded = [thing for thing in things if isinstance(thing, Recorded)]
+        rows, names = Rows(), list[dict[str, Any]]()
         with writing(self._reading) as connection:
-            known = known_ids(connection, list(recorded))
-            for identity in reversed(recorded):
-                if identity not in known:
-                    rows.add(gently(rows_of_trace, recorded[identity], self._redaction))
+            known = known_ids(connection, [thing.id for thing in recorded])
+            for thing in recorded:
+                if thing.id in known:
+                    names += rows_of_runs(thing)
+                else:
+                    rows.add(gently(rows_of_trace, thing, self._redaction))
+                    known.add(thing.id)
             rows.insert(connection)
+            if names:
+                connection.execute(new_names(connection), names)
             for thing in things:
                 if isinstance(thing, Extra):
                     add_calls(connection, thing, self._redaction)
@@ -323,12 +329,3 @@ class TraceStore:
             lost = [{"at": time(), "what": lane, "number": number} for lane, number in dropped.items() if number]
             if lost:
                 connection.execute(insert(tables.drops), lost)
-
-
-def _new_id() -> str:
-    """Ordered by time (UUID version 7, RFC 9562), so that an index grows at its end."""
-    value = (time_ns() // 1_000_000) << 80 | int.from_bytes(os.urandom(10), "big")
-    value = value & ~(0xF000 << 64) | (0x7000 << 64)
-    value = value & ~(0xC000 << 48) | (0x8000 << 48)
-    text = f"{value:032x}"
-    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"

@@ -86,6 +86,7 @@ signals = Table(
     Column("value", Float, nullable=False),
     Column("given", Integer, nullable=False),  # how many times
     Column("at", Float, nullable=False),
+    Index("signals_other", "other"),
 )
 
 drops = Table(

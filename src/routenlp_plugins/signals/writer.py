@@ -9,6 +9,8 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, InvalidStateError, wait
 from dataclasses import dataclass, field
+from itertools import count
+from math import inf
 from threading import Event, Lock, Thread
 from typing import Any
 
@@ -27,6 +29,7 @@ class Item:
     """Something to be written, and the promise about it."""
 
     what: Any
+    number: int
     written: Future[None] = field(default_factory=Future)
 
     def settle(self, error: Exception | None = None) -> None:
@@ -56,12 +59,20 @@ class Writer:
         capacity: of each queue; beyond it the oldest is dropped.
         batch: the most that is taken from a queue at once.
         interval: seconds until what was put is taken at the latest.
+        after: lane -> the lane of what it builds on: nothing is taken before what was put there earlier.
     """
 
     def __init__(
-        self, write: Write, lanes: Sequence[str], capacity: int = 50_000, batch: int = 500, interval: float = 0.05
+        self,
+        write: Write,
+        lanes: Sequence[str],
+        capacity: int = 50_000,
+        batch: int = 500,
+        interval: float = 0.05,
+        after: Mapping[str, str] | None = None,
     ) -> None:
         self._write = write
+        self._after = dict(after or {})
         self.capacity, self._batch, self._interval = capacity, min(batch, capacity), interval
         self._lanes = tuple(lanes)
         self._begin()
@@ -73,6 +84,7 @@ class Writer:
         self._flying: dict[str, list[Item]] = {lane: [] for lane in self._lanes}
         self._untold = Counter[str]()
         self._lost = Counter[str]()
+        self._numbers = count()
         self._lock, self._wake = Lock(), Event()
         self._closed = False
         self._gave_up = Event()
@@ -88,10 +100,11 @@ class Writer:
         if os.getpid() != self._process:
             # threads do not survive a fork; what the parent had queued is the parent's
             self._begin()
-        item, queue = Item(what), self._queues[lane]
+        queue = self._queues[lane]
         with self._lock:
             if self._closed:
                 raise DataError("the trace store is closed")
+            item = Item(what, next(self._numbers))
             queue.append(item)
             dropped = queue.popleft() if len(queue) > self.capacity else None
             if dropped is not None:
@@ -167,7 +180,11 @@ class Writer:
     def _taken(self) -> dict[str, list[Item]]:
         with self._lock:
             for lane, queue in self._queues.items():
-                self._flying[lane] = [queue.popleft() for _ in range(min(self._batch, len(queue)))]
+                earlier = self._queues[self._after[lane]] if lane in self._after else ()
+                first = earlier[0].number if earlier else inf
+                self._flying[lane] = []
+                while queue and len(self._flying[lane]) < self._batch and queue[0].number < first:
+                    self._flying[lane].append(queue.popleft())
             return {lane: items for lane, items in self._flying.items() if items}
 
     def _returned(self, batch: Mapping[str, list[Item]]) -> None:

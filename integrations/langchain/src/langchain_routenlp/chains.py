@@ -28,6 +28,7 @@ from routenlp_plugins import (
     Release,
     Tier,
     TierError,
+    TraceStore,
 )
 
 from .chat_model import Quality, RouterChatModel
@@ -88,14 +89,18 @@ class RouterRunnable(RunnableBindingBase[Any, Any]):
 
     @contextmanager
     def audited(
-        self, quality: Quality, log: str | Path, options: AuditOptions | None = None
+        self,
+        quality: Quality,
+        log: str | Path,
+        options: AuditOptions | None = None,
+        store: TraceStore | None = None,
     ) -> Iterator[RouterRunnable]:
         """The same chain with its certificate watched; see `RouterChatModel.audited`."""
         routers = [model for model in chat_models(self.bound) if isinstance(model, RouterChatModel)]
         if len(routers) > 1:
             raise PortfolioError("the chain has several routed models: audit each before it is built in")
         (router,) = routers
-        with router.audited(quality, log, options) as watched:
+        with router.audited(quality, log, options, store) as watched:
             yield self.model_copy(update={"bound": rewrite(self.bound, lambda one: watched if one is router else one)})
 
     @property

@@ -28,6 +28,7 @@ from routenlp_plugins import (
     Query,
     Release,
     TierError,
+    TraceStore,
     WrappingTier,
 )
 
@@ -120,18 +121,22 @@ class RouterChatModel(BaseChatModel):
 
     @contextmanager
     def audited(
-        self, quality: Quality, log: str | Path, options: AuditOptions | None = None
+        self,
+        quality: Quality,
+        log: str | Path,
+        options: AuditOptions | None = None,
+        store: TraceStore | None = None,
     ) -> Iterator[RouterChatModel]:
         """The same model with its certificate watched: a share of its calls is put to every tier, after the answer.
 
         Args:
-            quality, log, options: see `routenlp_plugins.Auditor`. The text of the query is the last message of the
-                user, as the tiers see it.
+            quality, log, options, store: see `routenlp_plugins.Auditor`. The text of the query is the last message of
+                the user, as the tiers see it.
 
         Raises:
             DataError: the release is not certified, the log is of another one, or another auditor writes to it.
         """
-        with Auditor(self._dispatcher, quality, log, options) as auditor:
+        with Auditor(self._dispatcher, quality, log, options, store) as auditor:
             watched = self.model_copy()
             watched._auditor = auditor
             yield watched

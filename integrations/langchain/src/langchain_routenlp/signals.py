@@ -283,7 +283,8 @@ class SignalCallbackHandler(BaseCallbackHandler):
         whole = (*(attempt for *_, attempt in failures), *attempts)
         if run.decided is not None:
             decided = replace(run.decided, query=replace(run.decided.query, payload=None), attempts=whole)
-            self._write(str(run.id), run, decided, failures, "served")
+            # under its own name: whoever else keeps the decision does so too
+            self._write(decided.id, run, decided, failures, "served")
             return
         self._write(str(run.id), run, Trace(replace(query, payload=None), query.task, whole, "collected"), failures)
         # what needs more than text is not what a release is fitted for
@@ -292,7 +293,7 @@ class SignalCallbackHandler(BaseCallbackHandler):
 
     def _write(self, name: str, run: Run, trace: Trace, failures: Sequence[Failure], origin: str = "collected") -> None:
         known: dict[str, int | None] = {str(one): place for place, (one, *_) in enumerate(failures)}
-        known |= {str(one): None for one in self._runs.above(run)}
+        known |= {str(one): None for one in (run.id, *self._runs.above(run)) if str(one) != name}
         self.store.record(trace, name, runs=known, unit=run.unit, origin=origin, at=run.at)
 
     def _says(self, run: Run, kind: str, value: float, source: str) -> None:

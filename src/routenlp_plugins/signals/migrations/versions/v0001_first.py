@@ -66,6 +66,7 @@ def upgrade() -> None:
         sa.Column("given", sa.Integer, nullable=False),
         sa.Column("at", sa.Float, nullable=False),
     )
+    op.create_index("signals_other", "signals", ["other"])
     op.create_table(
         "drops",
         sa.Column("id", sa.Integer, primary_key=True),
