@@ -6,13 +6,14 @@ classifiers, trained on other queries, run in its shadow on every query. Users a
 the answers that are right and on 20 % of those that are not. Since the reference frontier is never wrong, one answer in
 ten is replaced on its way by a wrong label, so that there is something for thumbs to tell; it then counts as wrong.
 
-Five releases at alpha = 0.05 and delta = 0.1 (`fit`, no router), each judged on 1,000 other queries with the truth:
+Six releases at alpha = 0.05 and delta = 0.1 (`fit`, no router), each judged on 1,000 other queries with the truth:
 
 - *gold*: the true quality of all answers.
 - *thumbs of known error*: the label of an answer is the thumb of the returned one where both are the same, else 0.
 - *learned labels*: a fifth of the queries is audited; `LabelModel` learns from that what thumbs and agreement tell.
 - *audits alone*: the same fifth, and nothing else;
-- *labels order, audits certify*: the learned labels of the others as hints (`FitOptions(hints=...)`).
+- *thumbs order, audits certify*: the thumbs of the other queries as hints (`FitOptions(hints=...)`);
+- *labels order, audits certify*: learned labels as hints; the audits that they were learned from certify nothing.
 
 20 repetitions: thumbs, audits and the split are drawn anew; what the models said stays.
 
@@ -171,12 +172,13 @@ def releases(
         def served_only(some: Iterable[OutcomeRow]) -> list[OutcomeRow]:
             return [row for row in some if row.query.id in known]
 
+        thumbs = served_only(store.outcomes(thumb, agree=same_label))
+        audits = served_only(store.outcomes(labelled=True))
         found = {
             "gold": fitted(list(known.values()), portfolio, seed, None),
-            "thumbs of known error": fitted(
-                served_only(store.outcomes(thumb, agree=same_label)), portfolio, seed, Noise(UP_GOOD, UP_BAD)
-            ),
-            "audits alone": fitted(served_only(store.outcomes(labelled=True)), portfolio, seed, None),
+            "thumbs of known error": fitted(thumbs, portfolio, seed, Noise(UP_GOOD, UP_BAD)),
+            "audits alone": fitted(audits, portfolio, seed, None),
+            "thumbs order, audits certify": fitted(audits, portfolio, seed, Noise(UP_GOOD, UP_BAD), thumbs),
         }
         try:
             model = LabelModel.learn(store.judged(agree=same_label), delta=DELTA / 4, seed=seed, frontier=FRONTIER)
@@ -184,10 +186,11 @@ def releases(
             found["learned labels"] = None
             found["labels order, audits certify"] = found["audits alone"]
         else:
-            labelled = served_only(store.outcomes(model, without=model.learned_from, agree=same_label))
+            labelled = served_only(store.outcomes(model, without=model.audited_units, agree=same_label))
             found["learned labels"] = fitted(labelled, portfolio, seed, model.noise)
-            audits = served_only(store.outcomes(labelled=True))
-            found["labels order, audits certify"] = fitted(audits, portfolio, seed, model.expected, labelled)
+            audits = served_only(store.outcomes(labelled=True, without=model.learned_from))
+            hints = served_only(store.outcomes(model, agree=same_label))
+            found["labels order, audits certify"] = fitted(audits, portfolio, seed, model.expected, hints)
     return found
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -21,7 +21,12 @@ Label = Callable[[Opinion], float | None]
 
 
 def outcomes_of(
-    traces: Iterable[tuple[Recorded, Sequence[Signal]]], label: Label, groups: Collection[str], agree: Comparator
+    traces: Iterable[tuple[Recorded, Sequence[Signal]]],
+    label: Label,
+    groups: Collection[str],
+    agree: Comparator,
+    *,
+    kept: Mapping[str, float] | None = None,
 ) -> Iterator[OutcomeRow]:
     """A row for each trace with calls.
 
@@ -30,6 +35,7 @@ def outcomes_of(
     Args:
         groups: the units that are groups; a unit of a single trace is none.
         agree: whether two answers say the same.
+        kept: where audited units were left out, of those of several traces the probability that none was audited.
     """
     names: set[str] = set()
     for recorded, signals in traces:
@@ -40,12 +46,24 @@ def outcomes_of(
         names.add(name)
         group = recorded.unit if recorded.unit in groups else None
         found = list(opinions(recorded, signals, agree))
-        yield _row(recorded, found, label, name, group)
+        propensity = recorded.propensity
+        if label is not audited:
+            # other labels do not wait for an audit, or are of what was not audited
+            alone = None if propensity is None else 1 - propensity
+            propensity = None if kept is None else kept.get(recorded.unit or "", alone)
+            if propensity is not None and propensity <= 0:
+                # was certain to be audited
+                continue
+        yield _row(recorded, found, label, (name, group, propensity))
 
 
 def _row(
-    recorded: Recorded, found: Sequence[tuple[Attempt, Opinion]], label: Label, name: str, group: str | None
+    recorded: Recorded,
+    found: Sequence[tuple[Attempt, Opinion]],
+    label: Label,
+    of_the_row: tuple[str, str | None, float | None],
 ) -> OutcomeRow:
+    name, group, propensity = of_the_row
     trace = recorded.trace
     asked = next((a.completion.asked for a, _ in found if a.completion and a.completion.asked), None)
     return OutcomeRow(
@@ -53,8 +71,7 @@ def _row(
         {attempt.tier: _outcome(attempt, opinion, label, recorded.id) for attempt, opinion in found},
         group=group,
         timestamp=datetime.fromtimestamp(recorded.at, UTC).isoformat(),
-        # of being audited, which other labels do not wait for
-        propensity=recorded.propensity if label is audited else None,
+        propensity=propensity,
         asked=asked,
         source=f"trace {recorded.id}",
     )

@@ -1,11 +1,11 @@
 """From what is said of answers to labels, and to what is known of their errors.
 
-Audits are the truth, of a few. On one half of them it is learned what the other signals say of it: a source that does
+Audits are the truth, of a few. On a share of them it is learned what the other signals say of it: a source that does
 not tell good answers from bad ones better than chance is left out, the others are weighed by their log-likelihood
 ratios (naive Bayes; that nothing was said is told too). What comes out is a label of any answer, not its quality. On
-the other half it is measured how large the label is where answers are good and where they are bad. With these bounds a
+the others it is measured how large the label is where answers are good and where they are bad. With these bounds a
 promise about the truth can be certified on labels (`routenlp_plugins.cascade.noise`), and they hold however wrong the
-weighing was.
+weighing was. Or the labels find policies, and those other audits certify them.
 """
 
 from __future__ import annotations
@@ -79,10 +79,14 @@ class Weighing:
 class LabelModel:
     """Labels answers by what was said of them.
 
-    ``store.outcomes(model, without=model.learned_from)`` makes outcomes of them, and ``FitOptions(noise=model.noise)``
-    tells `fit` what they are. Of an answer that was not returned it is told whether it says the same as the one that
-    was; if so, what was said of that one is said of it. Where none of those was audited, the label is that of the
-    returned answer if both are the same, and 0 if not: where only one answer is right, that is a lower bound.
+    Two uses. Labels certify: ``store.outcomes(model, without=model.audited_units)`` are outcomes of what was not
+    audited, and ``FitOptions(noise=model.noise)`` tells `fit` what they are. Or labels find policies and audits certify
+    them: ``store.outcomes(model)`` are hints (``FitOptions(hints=..., noise=model.expected)``), and ``store.outcomes(
+    labelled=True, without=model.learned_from)`` are the outcomes, of which the labels know nothing.
+
+    Of an answer that was not returned it is told whether it says the same as the one that was; if so, what was said of
+    that one is said of it. Where none of those was audited, the label is that of the returned answer if both are the
+    same, and 0 if not: where only one answer is right, that is a lower bound.
 
     Attributes:
         sources: what each source is worth.
@@ -90,8 +94,9 @@ class LabelModel:
             the same, and of all others; None where none of them was audited.
         noise: bounds of the label where answers are good and where they are bad, for every tier that was audited.
         audited: answers that the bounds rest on, good and bad.
-        expected: the same without a margin, for hints, which promise nothing.
-        learned_from: units that the weights were learned from; what is certified on their labels would not be new.
+        expected: mean labels of what they were learned from, for hints, which promise nothing.
+        learned_from: units that the weights were learned from.
+        bounded_on: units that the bounds rest on.
     """
 
     sources: tuple[SourceReport, ...]
@@ -102,6 +107,12 @@ class LabelModel:
     audited: tuple[int, int]
     expected: Noise
     learned_from: frozenset[str] = frozenset()
+    bounded_on: frozenset[str] = frozenset()
+
+    @property
+    def audited_units(self) -> frozenset[str]:
+        """All units that it has seen the truth of: what is certified on their labels would not be new."""
+        return self.learned_from | self.bounded_on
 
     @classmethod
     def learn(
@@ -112,16 +123,18 @@ class LabelModel:
         seed: int = 0,
         smallest_propensity: float | None = None,
         frontier: str | None = None,
+        share: float = 0.25,
     ) -> LabelModel:
         """Learn from audited answers: ``LabelModel.learn(store.judged())``.
 
         Args:
             tau: quality from which an answer is good.
             delta: chance that a bound of the noise does not hold.
-            seed: of the halves.
+            seed: of which units are learned from.
             smallest_propensity: that the design of the audits gives to any query, where it does not give all the same.
             frontier: whose answers do not count for the bounds where others were audited: a promise is about those.
                 That labels are no harsher on its answers than on others of the same quality is taken for granted.
+            share: of the audited units, that are learned from; bounds rest on the others.
 
         Raises:
             DataError: propensities differ and no smallest is given, there are no good or no bad answers, no source is
@@ -129,6 +142,8 @@ class LabelModel:
         """
         if isinstance(delta, bool) or not isinstance(delta, int | float) or not 0 < delta < 1:
             raise DataError(f"delta must be strictly between 0 and 1, got {delta!r}")
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share < 1:
+            raise DataError(f"share must be strictly between 0 and 1, got {share!r}")
         known = list(judged)
         weights_found = {one.weight for one in known}
         if smallest_propensity is None and len(weights_found) > 1:
@@ -139,16 +154,17 @@ class LabelModel:
         scale = 1 / max(weights_found, default=1.0) if smallest_propensity is None else smallest_propensity
         if any(weight * scale > 1 + 1e-9 for weight in weights_found):
             raise DataError(f"labels: an audit was drawn with a propensity below the smallest, {scale:g}")
-        halves = unit_interval([one.unit for one in known], seed, "labels") < 0.5 if known else np.zeros(0)
+        halves = unit_interval([one.unit for one in known], seed, "labels") < share if known else np.zeros(0)
         first = [one for one, mine in zip(known, halves, strict=True) if mine]
         second = [one for one, mine in zip(known, halves, strict=True) if not mine]
-        for half in (first, second):
-            good = sum(one.quality >= tau for one in half)
-            if not 0 < good < len(half):
+        for part, use in ((first, "to learn from"), (second, "to bound errors on")):
+            good = sum(one.quality >= tau for one in part)
+            if not 0 < good < len(part):
                 raise DataError(
-                    f"labels: of {len(known)} audited answers a half has {good} good and {len(half) - good} bad ones; "
-                    "both are needed, so audit more"
+                    f"labels: of {len(known)} audited answers those {use} are {good} good and {len(part) - good} bad "
+                    "ones; both are needed, so audit more"
                 )
+        learned_from = frozenset(one.unit for one in first)
         sources = _reports(first, tau)
         names = [(report.kind, report.source) for report in sources if report.used]
         if not names:
@@ -161,7 +177,8 @@ class LabelModel:
             _weighing([one for one in first if _kind(one.opinion) == kind], names, tau) for kind in _KINDS
         )
         model = cls(sources, returned, same, others, Noise(1.0, 0.0), (0, 0), Noise(1.0, 0.0))
-        second = [one for one in second if one.tier != frontier] or second
+        bounded_on = frozenset(one.unit for one in second)
+        first, second = ([one for one in part if one.tier != frontier] or part for part in (first, second))
         on_good, on_bad = _bounds(model, first, second, tau, delta, scale)
         good = sum(one.quality >= tau for one in second)
         if not on_bad < on_good:
@@ -176,8 +193,9 @@ class LabelModel:
             others,
             Noise(on_good, on_bad, float(delta)),
             (good, len(second) - good),
-            _expected(model, second, tau),
-            frozenset(one.unit for one in first),
+            _expected(model, first, tau),
+            learned_from,
+            bounded_on,
         )
 
     def as_dict(self) -> dict[str, Any]:

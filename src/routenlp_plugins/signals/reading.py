@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from math import isnan, nan
 from typing import Any
 
 from sqlalchemy import ColumnElement, Engine, Row, and_, exists, func, literal, null, or_, select, union_all
@@ -13,7 +14,7 @@ from . import tables
 from .rows import Recorded
 from .signal import Signal
 
-__all__ = ["between", "read_traces", "repeated_units"]
+__all__ = ["between", "read_traces", "repeated_units", "unaudited_chances"]
 
 PAGE = 1000
 FACTS = ("model", "prompt", "input_tokens", "cached_tokens", "output_tokens", "cost_usd", "latency_ms")
@@ -45,6 +46,20 @@ def read_traces(
         if len(found) < PAGE:
             return
         last = found[-1]
+
+
+def unaudited_chances(
+    engine: Engine, units: Collection[str], since: float | None, until: float | None
+) -> dict[str, float]:
+    """Of these units the probability that none of their traces in [since, until) is audited, where it is known."""
+    traces = tables.traces
+    rows = select(traces.c.unit, traces.c.propensity).where(traces.c.unit.is_not(None), *between(since, until))
+    found: dict[str, float] = {}
+    with engine.begin() as connection:
+        for unit, propensity in connection.execute(rows):
+            if unit in units:
+                found[unit] = found.get(unit, 1.0) * (nan if propensity is None else 1 - propensity)
+    return {unit: chance for unit, chance in found.items() if not isnan(chance)}
 
 
 def repeated_units(engine: Engine, since: float | None, until: float | None) -> set[str]:

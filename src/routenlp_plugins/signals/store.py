@@ -22,7 +22,7 @@ from . import tables
 from .engine import open_engine, writing
 from .exporting import Label, outcomes_of
 from .opinions import Judged, audited, judged
-from .reading import read_traces, repeated_units
+from .reading import read_traces, repeated_units, unaudited_chances
 from .redaction import Redact, Redaction
 from .rows import Extra, Recorded, row_of_signal, rows_of_runs, rows_of_trace
 from .signal import Signal
@@ -265,7 +265,8 @@ class TraceStore:
             label: quality of an answer from what was said of it; None is unknown. Unless another one is given, that
                 is what audits say, their mean if there are several.
             labelled: only rows with the quality of an answer: of audits the sample that was drawn.
-            without: units that are left out, such as those that a label was learned from.
+            without: audited units that are left out: those that a label was learned from, where audits certify, or all
+                where labels do. Each row then says how probable it was that it stayed.
             agree: whether an answer says the same as the one that was returned, for labels that ask.
         """
         groups = repeated_units(self._reading, since, until)
@@ -274,7 +275,8 @@ class TraceStore:
             found = ((recorded, signals) for recorded, signals in found if recorded.beside.get(beside))
         if without:
             found = ((one, signals) for one, signals in found if (one.unit or one.id) not in without)
-        rows = outcomes_of(found, label, groups, agree)
+        kept = unaudited_chances(self._reading, groups, since, until) if without else None
+        rows = outcomes_of(found, label, groups, agree, kept=kept)
         if labelled:
             return (row for row in rows if any(outcome.quality is not None for outcome in row.outcomes.values()))
         return rows
