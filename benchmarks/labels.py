@@ -122,11 +122,11 @@ class Sample:
 
     table: TaskTable
     good: NDArray[np.bool_]
+    audited: NDArray[np.bool_]
     known: NDArray[np.float64]
     thumbs: NDArray[np.float64]
     judge: NDArray[np.float64]
     coin: NDArray[np.float64]
-    audited: NDArray[np.bool_]
 
     @classmethod
     def of(cls, table: TaskTable, forgiving: bool, rng: np.random.Generator) -> Sample:
@@ -138,7 +138,7 @@ class Sample:
         levels = np.where(good, rng.choice(5, good.shape, p=JUDGE[0]), rng.choice(5, good.shape, p=JUDGE[1]))
         audited = rng.random(len(table)) < AUDITED
         said = (one.astype(np.float64) for one in (known, thumbs, levels / 4, coin))
-        return cls(table, good, *said, audited=audited)
+        return cls(table, good, audited, *said)
 
     def opinion(self, row: int, tier: int) -> Opinion:
         """What is said of an answer, none of which was returned and each of which was rated by itself."""

@@ -9,7 +9,20 @@ import pytest
 from helpers import FRONTIER, MIDDLE, SMALL, portfolio
 from typer.testing import CliRunner
 
-from routenlp_plugins import Attempt, Completion, Portfolio, Query, Tier, Trace, TraceStore, ledger
+from routenlp_plugins import (
+    Attempt,
+    Completion,
+    Dispatcher,
+    Judgement,
+    Portfolio,
+    Query,
+    Release,
+    ScoredTier,
+    Tier,
+    Trace,
+    TraceStore,
+    ledger,
+)
 from routenlp_plugins.cli import app
 
 
@@ -53,6 +66,19 @@ def test_everything_that_was_spent_is_on_the_bill(store):
     # all answers below the frontier were audited: nothing is estimated
     assert bill.interval_usd == (pytest.approx(bill.saved_usd), pytest.approx(bill.saved_usd))
     assert bill.break_even == 4  # 4.75 at 3.7 / 3 a query
+
+
+def test_what_judges_cost_is_part_of_the_call_and_told(store):
+    def judge(query, answer):
+        return Judgement(0.9, 0.02)
+
+    tier = ScoredTier(lambda call: Completion("no", input_tokens=1_000_000, output_tokens=0), {"judge": judge})
+    dispatcher = Dispatcher(Release.frontier_only(portfolio()), {FRONTIER: tier}, listeners=[store.record])
+    dispatcher.run(Query("q", "t"))
+    store.flush()
+    (line,) = ledger(store, portfolio()).lines
+    price = portfolio().tier(FRONTIER).cost(1_000_000, 0, None)
+    assert (line.usd, line.judges_usd) == (pytest.approx(price + 0.02), 0.02)
 
 
 def test_the_interval_covers_the_saving_in_95_of_100_streams(tmp_path):

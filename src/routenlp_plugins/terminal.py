@@ -148,11 +148,11 @@ def _number(value: float | None, missing: str = "") -> str:
 
 def show_ledger(console: Console, bill: Ledger, counts: Counts) -> None:
     """The calls by purpose and tier, what was saved, and what the store holds."""
-    table = Table("purpose", "tier", "calls", "returned", "failed", "input", "cached", "output", "USD")
+    table = Table("purpose", "tier", "calls", "returned", "failed", "input", "cached", "output", "USD", "of judges")
     for line in bill.lines:
         usd = f"{line.usd:.6f}" if not line.unpriced else f"{line.usd:.6f} + {line.unpriced} unknown"
         numbers = (line.calls, line.returned, line.failed, line.input_tokens, line.cached_tokens, line.output_tokens)
-        table.add_row(escape(line.purpose), escape(line.tier), *map(str, numbers), usd)
+        table.add_row(escape(line.purpose), escape(line.tier), *map(str, numbers), usd, f"{line.judges_usd:.6f}")
     console.print(table)
     console.print(f"{bill.traces} queries", highlight=False)
     if bill.unknown:

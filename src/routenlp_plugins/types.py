@@ -133,6 +133,7 @@ class Completion:
         cached_tokens: of the input tokens, those that were in its prompt cache.
         cost_usd: USD; None lets the dispatcher price it from the portfolio.
         extra_usd: USD beside that, for example of a judge; the dispatcher adds it to the cost.
+        judges_usd: the part of `cost_usd` that was added so.
         latency_ms: milliseconds; None lets the dispatcher measure it.
         payload: the answer as a framework knows it; opaque to the core.
     """
@@ -151,6 +152,7 @@ class Completion:
     cached_tokens: int | None = None
     cost_usd: float | None = None
     extra_usd: float = 0.0
+    judges_usd: float = 0.0
     latency_ms: float | None = None
     payload: Any = field(default=None, repr=False, compare=False)
 

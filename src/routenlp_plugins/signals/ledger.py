@@ -24,6 +24,7 @@ class Line:
     Attributes:
         returned: calls whose answer was returned.
         usd: of the calls whose cost is known: as it was recorded, or by tokens and the prices of the portfolio.
+        judges_usd: of it, for judges and verifiers that looked at the answers as part of the call.
         unpriced: calls that answered and whose cost is not known.
     """
 
@@ -37,6 +38,7 @@ class Line:
     output_tokens: int
     usd: float
     unpriced: int
+    judges_usd: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +147,7 @@ def _sums(window: list[Any]) -> Any:
         total(calls.c.cached_tokens).label("cached_tokens"),
         total(calls.c.output_tokens).label("output_tokens"),
         total(calls.c.cost_usd).label("usd"),
+        total(calls.c.judges_usd).label("judges_usd"),
         total(case((unpriced, 1), else_=0)).label("unpriced"),
         total(case((counted, 1), else_=0)).label("counted"),
         total(calls.c.input_tokens, counted).label("counted_input"),
@@ -173,7 +176,8 @@ def _line(row: Any, portfolio: Portfolio) -> Line:
         name: int(facts[name])
         for name in ("calls", "returned", "failed", "input_tokens", "cached_tokens", "output_tokens")
     }
-    return Line(row.purpose, row.tier, usd=usd, unpriced=unpriced, **counts_of)
+    judges = float(facts["judges_usd"])
+    return Line(row.purpose, row.tier, usd=usd, unpriced=unpriced, judges_usd=judges, **counts_of)
 
 
 def _audited(connection: Connection, frontier: str, window: list[Any]) -> _Sample:

@@ -17,7 +17,7 @@ from .signal import Signal
 __all__ = ["between", "read_traces", "repeated_units", "unaudited_chances"]
 
 PAGE = 1000
-FACTS = ("model", "prompt", "input_tokens", "cached_tokens", "output_tokens", "cost_usd", "latency_ms")
+FACTS = ("model", "prompt", "input_tokens", "cached_tokens", "output_tokens", "cost_usd", "judges_usd", "latency_ms")
 
 
 def read_traces(

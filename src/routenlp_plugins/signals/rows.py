@@ -150,6 +150,7 @@ def _calls(
                 "cached_tokens": made and made.cached_tokens,
                 "output_tokens": made and made.output_tokens,
                 "cost_usd": made and made.cost_usd,
+                "judges_usd": made.judges_usd if made else 0.0,
                 "latency_ms": made and made.latency_ms,
                 "error": redaction.error(attempt.error),
                 "evidence": None if made is None else _evidence(made),

@@ -52,6 +52,7 @@ calls = Table(
     Column("cached_tokens", BigInteger),
     Column("output_tokens", BigInteger),
     Column("cost_usd", Float),
+    Column("judges_usd", Float),  # of it, for judges and verifiers
     Column("latency_ms", Float),
     Column("error", Text),
     Column("evidence", JSON(none_as_null=True)),  # the tier's own confidence, log-probabilities, scores

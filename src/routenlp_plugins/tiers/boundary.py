@@ -102,7 +102,8 @@ def _complete(tier: Tier, call: Call, completion: Completion, measured: float | 
         cost = tier.cost(*counts, latency, completion.cached_tokens or 0)
     total = None if cost is None else cost + completion.extra_usd
     prompt = completion.prompt or prompt_fingerprint(call.query)
-    return replace(completion, latency_ms=latency, cost_usd=total, extra_usd=0.0, prompt=prompt)
+    judges = completion.judges_usd + completion.extra_usd
+    return replace(completion, latency_ms=latency, cost_usd=total, extra_usd=0.0, judges_usd=judges, prompt=prompt)
 
 
 NO_PROMPT = "none"

@@ -37,6 +37,7 @@ def upgrade() -> None:
         sa.Column("cached_tokens", sa.BigInteger),
         sa.Column("output_tokens", sa.BigInteger),
         sa.Column("cost_usd", sa.Float),
+        sa.Column("judges_usd", sa.Float),
         sa.Column("latency_ms", sa.Float),
         sa.Column("error", sa.Text),
         sa.Column("evidence", sa.JSON),
