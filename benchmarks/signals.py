@@ -140,7 +140,9 @@ def answered(task: str, history: Sequence[Row], queries: Sequence[Row], portfoli
             prompt | ChatOpenAI(model="frontier", base_url=server.url, api_key=SecretStr("none")) | StrOutputParser()
         )
         with Shadow(store, portfolio, tiers, ShadowOptions(share=1.0, waiting=10**6)) as shadow:
-            handler = SignalCallbackHandler(store, portfolio=portfolio, task=task, shadow=shadow)
+            handler = SignalCallbackHandler(
+                store, portfolio=portfolio, tiers={"frontier": FRONTIER}, task=task, shadow=shadow
+            )
             for row in queries:
                 chain.invoke({"text": row["text"]}, {"callbacks": [handler]})
         store.flush()
@@ -161,10 +163,11 @@ def releases(
     mine = {row["text"] for row in served}
     known = {row.query.id: row for row in rows if row.query.text in mine}
     with TraceStore(file) as store:
+        audited = {one.id for one in store.draw(AUDITED, seed=seed)}
         for name, row in known.items():
             right = row.outcomes[FRONTIER].quality == 1
             store.signal(str(name), "thumbs", float(rng.random() < (UP_GOOD if right else UP_BAD)))
-            if rng.random() < AUDITED:
+            if name in audited:
                 for tier, outcome in row.outcomes.items():
                     store.signal(str(name), "audit", outcome.quality or 0.0, "reviewer", tier=tier)
         store.flush()
@@ -186,7 +189,7 @@ def releases(
             found["learned labels"] = None
             found["labels order, audits certify"] = found["audits alone"]
         else:
-            labelled = served_only(store.outcomes(model, without=model.audited_units, agree=same_label))
+            labelled = served_only(store.outcomes(model, unaudited=True, agree=same_label))
             found["learned labels"] = fitted(labelled, portfolio, seed, model.noise)
             audits = served_only(store.outcomes(labelled=True, without=model.learned_from))
             hints = served_only(store.outcomes(model, agree=same_label))

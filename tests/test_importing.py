@@ -42,7 +42,7 @@ def test_requests_with_their_responses_become_traces(store, tmp_path):
     options = ImportOptions(portfolio(), "support", {"gpt-x-2026": MIDDLE})
     done = import_traces(store, file, "openai", options)
     assert (done.traces, done.signals, done.skipped) == (3, 0, 0)
-    failed, first, tools = store.traces()
+    first, tools, failed = store.traces()
     (attempt,) = first.trace.attempts
     assert (first.id, first.at, first.origin, first.trace.task) == ("chatcmpl-1", 1000.0, "imported", "support")
     assert first.trace.query.text == "where is my card?"
@@ -72,7 +72,8 @@ def test_requests_and_responses_of_a_batch_are_joined(store, tmp_path):
     files = [write_jsonl(tmp_path / "in.jsonl", asked), write_jsonl(tmp_path / "out.jsonl", answered)]
     import_traces(store, files, "openai")
     (found,) = store.traces()
-    assert (found.id, found.trace.query.text) == ("job-1", "where is my card?")
+    assert (found.id, found.trace.query.text) == ("chatcmpl-1", "where is my card?")
+    assert found.runs == {"job-1": None}
     with pytest.raises(DataError, match=r"in.jsonl:1: custom_id 'job-1' has no response"):
         import_traces(store, files[0], "openai")
 
@@ -98,7 +99,7 @@ def test_outcomes_come_back_as_they_were(store, tmp_path):
 
 BAD = [
     ("openai", "not json", r"bad.jsonl:2: not a complete JSON object"),
-    ("openai", "[1]", r"bad.jsonl:2: expected a JSON object, got list"),
+    ("openai", "[1]", r"bad.jsonl:2: expected one JSON object per line, got list"),
     ("openai", '{"messages": "hello"}', r"bad.jsonl:2: messages: expected the messages of a chat"),
     ("openai", '{"messages": [{"role": "user", "content": "a"}]}', r"bad.jsonl:2: response: missing"),
     ("langsmith", '{"id": "a"}', r"bad.jsonl:2: neither a run"),
@@ -125,7 +126,7 @@ def test_a_line_that_cannot_be_read_is_an_error_with_its_place(store, tmp_path, 
 
 def test_a_form_that_is_none_and_outcomes_without_a_frontier_are_refused(store, tmp_path):
     file = write_jsonl(tmp_path / "outcomes.jsonl", record())
-    with pytest.raises(DataError, match="form must be one of openai, langsmith, outcomes, got 'csv'"):
+    with pytest.raises(DataError, match="format must be one of openai, langsmith, outcomes, got 'csv'"):
         import_traces(store, file, "csv")
     with pytest.raises(DataError, match="a portfolio is needed"):
         import_traces(store, file, "outcomes")

@@ -87,7 +87,7 @@ def test_an_answer_that_was_not_returned_is_labelled_by_its_agreement():
     said = opinion(thumbs=1.0).signals
     same, other = (Opinion((), said, agreement, is_returned=False) for agreement in (1.0, 0.0))
     assert model(same) == model(opinion(thumbs=1.0))
-    assert model(other) == 0.0
+    assert model(other) is None
     assert model(Opinion((), said, None, is_returned=False)) is None
 
 
@@ -153,7 +153,7 @@ def test_a_release_is_fitted_from_thumbs_and_a_few_audits(tmp_path):
                     store.signal(f"run-{i}", "audit", float(good[tier]), "reviewer", tier=tier)
         store.flush()
         model = LabelModel.learn(store.judged(), delta=0.05, frontier=FRONTIER)
-        labelled = list(store.outcomes(model, without=model.audited_units))
+        labelled = list(store.outcomes(model, unaudited=True))
         truth = list(store.outcomes(labelled=True))
     assert {row.propensity for row in truth} == {0.25}
     assert {row.propensity for row in labelled} == {0.75}
@@ -199,7 +199,8 @@ def test_the_command_line_tells_what_signals_are_worth(tmp_path):
         for i in range(600):
             good = rng.random() < 0.7
             done = Completion("right" if good else "wrong", input_tokens=1, output_tokens=1)
-            store.record(Trace(Query("q", "t"), "t", (Attempt(FRONTIER, True, completion=done),), ""), f"run-{i}")
+            mine = Trace(Query("q", "t"), "t", (Attempt(FRONTIER, True, completion=done),), "")
+            store.record(mine, f"run-{i}", propensity=0.5)
             store.signal(f"run-{i}", "thumbs", float(rng.random() < (0.9 if good else 0.1)))
             store.signal(f"run-{i}", "judge", float(rng.random()), "coin")
             store.signal(f"run-{i}", "audit", float(good), "reviewer")

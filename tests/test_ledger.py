@@ -142,7 +142,7 @@ def test_without_audits_the_saving_is_unknown(store):
     store.flush()
     bill = ledger(store, portfolio())
     assert bill.saved_usd is None
-    assert "none of them was audited" in bill.unknown
+    assert "for none of them an audit asked the frontier too" in bill.unknown
 
 
 def test_a_window_of_time_is_a_bill_of_its_own(store):

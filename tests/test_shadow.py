@@ -83,10 +83,13 @@ def test_the_command_line_tells_what_a_release_would_have_done(store, tmp_path):
     store.flush()
     shown = " ".join(CliRunner().invoke(app, options).output.split())
     assert "10 queries ran in the shadow: USD 0.01 a query, 1.000 of the frontier alone" in shown
-    assert "None of them was audited on every tier" in shown
+    assert "What would have been kept is not known: none of them was audited on every tier" in shown
     store.signal("run-1", "audit", 1.0)
     store.signal("run-1", "audit", 0.0, tier=SMALL)
     store.flush()
+    told = json.loads(CliRunner().invoke(app, [*options, "--json"]).output)
+    assert (told["audited"], "nobody told with what probability" in told["unknown"]) == (None, True)
+    store.design(0.1)
     told = json.loads(CliRunner().invoke(app, [*options, "--json"]).output)
     assert (told["shadow"]["queries"], told["audited"]["queries"], told["audited"]["quality"]) == (10, 1, 1.0)
 

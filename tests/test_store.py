@@ -577,12 +577,13 @@ def test_what_was_recorded_becomes_outcomes_with_what_audits_say(url, tmp_path):
         store.signal("run-b", "thumbs", 0.0)
         store.flush()
         rows = list(store.outcomes())
+        (sampled,) = store.outcomes(labelled=True)
     assert [row.query.id for row in rows] == ["a", "b"]
     first, second = rows
     assert first.query.text == "question a"
     assert {tier: outcome.quality for tier, outcome in first.outcomes.items()} == {"frontier": 1.0, "small": 0.0}
     assert first.outcomes["small"].completion.confidence == 0.5
-    assert (first.propensity, first.group) == (0.2, None)
+    assert (first.propensity, sampled.propensity, first.group) == (None, pytest.approx(0.2), None)
     assert {outcome.quality for outcome in second.outcomes.values()} == {None}
     file = tmp_path / "outcomes.jsonl"
     file.write_text("".join(outcome_line(row) + "\n" for row in rows), encoding="utf-8")
@@ -633,5 +634,7 @@ def test_a_query_that_was_asked_twice_has_two_names(url):
         store.signal("q", "audit", 1.0)
         store.flush()
         rows = list(store.outcomes())
-    assert [row.query.id for row in rows] == ["q", "run-1"]
+    assert [row.query.id for row in rows] == ["run-0", "run-1"]
     assert [row.outcomes["frontier"].quality for row in rows] == [None, 1.0]
+    # the same question twice is one question
+    assert {row.group for row in rows} == {"query q"}

@@ -15,7 +15,7 @@ from .cascade.candidate import Candidate
 from .cascade.certificate import Certificate, Proof
 from .cascade.certification import Stream, certify, method
 from .cascade.families import Space
-from .cascade.noise import Noise, NoisyRetention, NoisyViolation
+from .cascade.noise import Noise
 from .cascade.risks import Retention, Risk, SelectiveViolation, Violation
 from .cascade.search import Path as Candidates
 from .cascade.search import pooled_paths, task_paths
@@ -26,6 +26,7 @@ from .evaluate.table import TaskTable, check, cost_of, data_hash, quality_floors
 from .evaluate.units import Split, check_design, one_row_per_unit, split
 from .policy import Policy, Support
 from .portfolio import Portfolio
+from .relabelled import check_labels, noisy, others_than, with_floors
 from .release import Release, fingerprint
 from .routing.difficulty import DifficultyRouter, TrainingOptions
 from .routing.foresight import foreseen, learned
@@ -78,6 +79,8 @@ class FitOptions:
     def __post_init__(self) -> None:
         if not (self.router is None or isinstance(self.router, TrainingOptions)):
             raise DataError(f"router: expected TrainingOptions, or None to do without a router, got {self.router!r}")
+        if not (self.noise is None or isinstance(self.noise, Noise)):
+            raise DataError(f"noise: expected a Noise, got {self.noise!r}")
         if not isinstance(self.space, Space):
             raise DataError(f"space: expected a Space, got {self.space!r}")
         if isinstance(self.unlike, bool) or not isinstance(self.unlike, int | float) or not 0 <= self.unlike < 1:
@@ -125,13 +128,15 @@ def fit(
     rows = outcome_rows(outcomes)
     check_design(rows, options.smallest_propensity)
     _check_complete(rows, portfolio, risk)
+    if options.noise is not None:
+        check_labels(rows, portfolio, options.noise, hints=options.hints is not None)
     ordering, parts = _parts(rows, options, seed)
     seen = Policy(portfolio.frontier, {}, support=_support(parts["ordering"], options))
     unwritten = {row.query.task or "" for row in rows if not row.seen.text}
     tables = _charged(task_tables(parts["ordering"], portfolio, comparators=options.comparators, policy=seen), options)
     tables = _without_texts(tables, unwritten)
     if options.hints is not None:
-        tables = _with_floors(tables, quality_floors(rows, portfolio))
+        tables = with_floors(tables, quality_floors(rows, portfolio))
     sought = _sought(risk, options)
     router, tables = _learned(tables, sought, options, seed)
     held_out = {}
@@ -183,42 +188,25 @@ def _risk(alpha: float | None, retention: float | None, options: FitOptions) -> 
     if options.noise is not None and options.selective:
         raise DataError("selective: not with labels that are not the truth; bound P(accepted and quality < tau)")
     if options.noise is not None and options.hints is None:
-        return _noisy(Retention(retention) if retention is not None else Violation(cast("float", alpha)), options.noise)
+        return noisy(Retention(retention) if retention is not None else Violation(cast("float", alpha)), options.noise)
     if retention is not None:
         return Retention(retention)
     return SelectiveViolation(cast("float", alpha)) if options.selective else Violation(cast("float", alpha))
 
 
-def _noisy(risk: Risk, noise: Noise) -> Risk:
-    kind = NoisyRetention if isinstance(risk, Retention) else NoisyViolation
-    return kind(risk.level, noise)
-
-
 def _sought(risk: Risk, options: FitOptions) -> Risk:
     """The promise as the ordering rows can tell it."""
-    return risk if options.hints is None or options.noise is None else _noisy(risk, options.noise)
+    return risk if options.hints is None or options.noise is None else noisy(risk, options.noise)
 
 
 def _parts(rows: Sequence[OutcomeRow], options: FitOptions, seed: int) -> tuple[float, dict[str, list[OutcomeRow]]]:
     """Which share of the rows orders, and what orders, certifies and reports."""
     if options.hints is None:
         return options.split.ordering, split(rows, options.split, seed, pooled=options.pooled)
-    units = {row.unit for row in rows}
-    hints = [replace(row, propensity=None) for row in outcome_rows(options.hints) if row.unit not in units]
-    if not hints:
-        raise DataError("hints: none is of another query or group than the outcomes; there is nothing to order on")
+    hints = others_than(rows, options.hints)
     # too small a share for any of the rows
     others = split(rows, replace(options.split, ordering=1e-12), seed, pooled=options.pooled)
     return 0.0, {**others, "ordering": hints}
-
-
-def _with_floors(tables: Mapping[str, TaskTable], floors: Mapping[str, float | None]) -> dict[str, TaskTable]:
-    """The tables of hints with the quality floors of the outcomes."""
-    found = {task: floors.get(task) for task in tables}
-    return {
-        task: replace(table, tau=np.full(len(table), np.nan if found[task] is None else found[task]))
-        for task, table in tables.items()
-    }
 
 
 def _method(risk: Risk, options: FitOptions) -> str:

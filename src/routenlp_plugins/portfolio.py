@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from hashlib import sha256
@@ -16,6 +17,9 @@ __all__ = ["CAPABILITIES", "Portfolio", "Task", "Tier"]
 
 CAPABILITIES = ("reasoning", "code generation", "debugging", "tool use")
 """What profiles speak of where a portfolio does not say otherwise (HyDRA, Garg et al. 2026)."""
+
+_DATED = re.compile(r"[-@:](\d{4}-\d{2}-\d{2}|\d{4}|\d{6}|\d{8}|latest)")
+"""How providers name the versions of a model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +185,20 @@ class Portfolio:
     def task(self, name: str) -> Task:
         """The declared task of that name, or one without metric and tau that every tier may serve."""
         return next((task for task in self.tasks if task.name == name), Task(name))
+
+    def tier_of_model(self, *models: str | None) -> Tier | None:
+        """The tier that a model is by its name, or a dated version of: the first of these names that tells.
+
+        >>> portfolio = Portfolio((Tier("gpt-4o-mini"), Tier("gpt-4o")), frontier="gpt-4o")
+        >>> portfolio.tier_of_model("gpt-4o-mini-2024-07-18").name
+        'gpt-4o-mini'
+        """
+        for model in models:
+            for tier in self.tiers:
+                rest = (model or "").removeprefix(tier.name)
+                if model is not None and model.startswith(tier.name) and (not rest or _DATED.fullmatch(rest)):
+                    return tier
+        return None
 
     def below_frontier(self, task: str) -> tuple[str, ...]:
         """Names of the tiers other than the frontier that may serve a task."""

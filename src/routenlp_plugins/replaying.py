@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,6 +13,7 @@ from .comparing import Comparator
 from .errors import DataError, TierError
 from .evaluate.outcomes import Outcome, OutcomeRow, Outcomes, outcome_rows
 from .evaluate.table import check, cost_of, known_cost, quality_floors
+from .evaluate.units import propensity
 from .flow import drive, route
 from .portfolio import Portfolio
 from .release import Release
@@ -24,6 +25,8 @@ __all__ = ["Replay", "cost_of_attempts", "replay", "replayed"]
 @dataclass(frozen=True, slots=True)
 class Replay:
     """What a release would have cost and kept on recorded outcomes; ratios are against always-frontier.
+
+    Means and shares are of the traffic: rows are weighted by their inverse propensities.
 
     Attributes:
         quality: mean over the queries whose routed answer has a known quality; an accepted cheaper answer of
@@ -64,28 +67,32 @@ def replay(outcomes: Outcomes, release: Release, comparators: Mapping[str, Compa
     floors = quality_floors(rows, release.portfolio)
     foreseen = release.difficulty([row.seen for row in rows])
     ends = [_end(row, release, comparators, predicted) for row, predicted in zip(rows, foreseen, strict=True)]
-    tasks: dict[str, list[bool]] = defaultdict(list)
+    tasks: dict[str, list[tuple[bool, float]]] = defaultdict(list)
     frontier = release.portfolio.frontier
-    pairs: list[tuple[float, float]] = []
-    for row, (tier, _) in zip(rows, ends, strict=True):
+    pairs: list[tuple[float, float, float]] = []
+    # rows that were less probable stand for more of the traffic
+    weights = [1 / propensity(row) for row in rows]
+    for row, (tier, _), weight in zip(rows, ends, weights, strict=True):
         quality, reference = row.outcomes[tier].quality, row.outcomes[frontier].quality
         task = row.query.task or ""
         below, tau = tier != frontier, floors[task]
         if tau is not None:
-            tasks[task].append(below and not (quality is not None and quality >= tau))
+            tasks[task].append((below and not (quality is not None and quality >= tau), weight))
         if below:
-            pairs.append((quality or 0.0, 1.0 if reference is None else reference))
+            pairs.append((quality or 0.0, 1.0 if reference is None else reference, weight))
         elif quality is not None:
-            pairs.append((quality, quality))
-    spent = float(
-        np.mean([cost_of_attempts(row, made, release.portfolio) for row, (_, made) in zip(rows, ends, strict=True)])
+            pairs.append((quality, quality, weight))
+    spent = _mean(
+        [cost_of_attempts(row, made, release.portfolio) for row, (_, made) in zip(rows, ends, strict=True)], weights
     )
-    always = float(
-        np.mean([cost_of(row.outcomes[frontier], release.portfolio.tier(frontier), row.source) for row in rows])
+    always = _mean(
+        [cost_of(row.outcomes[frontier], release.portfolio.tier(frontier), row.source) for row in rows], weights
     )
-    shares = Counter(tier for tier, _ in ends)
-    routed, kept = (float(np.mean(side)) for side in zip(*pairs, strict=True)) if pairs else (None, None)
-    violations = [bad for of in tasks.values() for bad in of]
+    routed = kept = None
+    if pairs:
+        qualities, references, of_pairs = zip(*pairs, strict=True)
+        routed, kept = _mean(qualities, of_pairs), _mean(references, of_pairs)
+    violations = [one for of in tasks.values() for one in of]
     certificate = None if release.policy.void is not None else release.certificate
     return Replay(
         queries=len(rows),
@@ -93,12 +100,16 @@ def replay(outcomes: Outcomes, release: Release, comparators: Mapping[str, Compa
         quality_ratio=routed / kept if routed is not None and kept else None,
         cost_usd=spent,
         cost_ratio=spent / always if always else None,
-        tier_share={name: shares[name] / len(rows) for name in release.portfolio.names},
-        escalation_rate=float(np.mean([len(made) > 1 for _, made in ends])),
-        violation_rate=float(np.mean(violations)) if violations else None,
-        violation_rate_by_task={task: float(np.mean(of)) for task, of in sorted(tasks.items())},
+        tier_share={name: _mean([tier == name for tier, _ in ends], weights) for name in release.portfolio.names},
+        escalation_rate=_mean([len(made) > 1 for _, made in ends], weights),
+        violation_rate=_mean(*zip(*violations, strict=True)) if violations else None,
+        violation_rate_by_task={task: _mean(*zip(*of, strict=True)) for task, of in sorted(tasks.items())},
         certificate=None if certificate is None else certificate.as_dict(),
     )
+
+
+def _mean(values: Sequence[float], weights: Sequence[float]) -> float:
+    return float(np.average(values, weights=weights))
 
 
 def _end(

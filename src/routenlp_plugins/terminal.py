@@ -12,9 +12,9 @@ from rich.text import Text
 from .policy import Policy, Rung
 from .release import Release
 from .replaying import Replay
+from .signals.counting import Counts
 from .signals.labels import LabelModel
 from .signals.ledger import Ledger
-from .signals.store import Counts
 
 __all__ = ["show_labels", "show_ledger", "show_release", "show_replay"]
 
@@ -148,11 +148,23 @@ def _number(value: float | None, missing: str = "") -> str:
 
 def show_ledger(console: Console, bill: Ledger, counts: Counts) -> None:
     """The calls by purpose and tier, what was saved, and what the store holds."""
-    table = Table("purpose", "tier", "calls", "returned", "failed", "input", "cached", "output", "USD", "of judges")
-    for line in bill.lines:
+    columns: dict[str, list[int] | list[float]] = {
+        "calls": [line.calls for line in bill.lines],
+        "returned": [line.returned for line in bill.lines],
+        "failed": [line.failed for line in bill.lines],
+        "input": [line.input_tokens for line in bill.lines],
+        "cached": [line.cached_tokens for line in bill.lines],
+        "output": [line.output_tokens for line in bill.lines],
+        "of judges": [line.judges_usd for line in bill.lines],
+    }
+    shown = {name: of for name, of in columns.items() if any(of) or name == "calls"}
+    table = Table()
+    for name in ("purpose", "tier", "USD", *shown):
+        table.add_column(name, no_wrap=name == "USD", overflow="fold")
+    for place, line in enumerate(bill.lines):
         usd = f"{line.usd:.6f}" if not line.unpriced else f"{line.usd:.6f} + {line.unpriced} unknown"
-        numbers = (line.calls, line.returned, line.failed, line.input_tokens, line.cached_tokens, line.output_tokens)
-        table.add_row(escape(line.purpose), escape(line.tier), *map(str, numbers), usd, f"{line.judges_usd:.6f}")
+        numbers = (f"{of[place]:.6f}" if name == "of judges" else str(of[place]) for name, of in shown.items())
+        table.add_row(escape(line.purpose), escape(line.tier), usd, *numbers)
     console.print(table)
     console.print(f"{bill.traces} queries", highlight=False)
     if bill.unknown:
@@ -160,9 +172,13 @@ def show_ledger(console: Console, bill: Ledger, counts: Counts) -> None:
     elif bill.saved_usd is not None and bill.always_usd is not None:
         interval = bill.interval_usd
         sure = "not known: fewer than two audits" if interval is None else f"{interval[0]:.4f} to {interval[1]:.4f}"
-        told = f"Saved: USD {bill.saved_usd:.4f} (95 %: {sure}; {bill.audited} audited answers)"
-        console.print(f"{told} of {bill.always_usd:.4f} that the frontier alone costs", highlight=False)
-        if bill.beside_usd:
+        told = f"Saved: USD {bill.saved_usd:.4f} (95 %: {sure}; of {bill.audited} answers the frontier was asked too)"
+        routed = any(line.returned for line in bill.lines if line.tier != bill.frontier)
+        if not routed:
+            console.print(f"Nothing is routed yet. Beside the answers: USD {bill.beside_usd:.4f}", highlight=False)
+        else:
+            console.print(f"{told} of {bill.always_usd:.4f} that the frontier alone costs", highlight=False)
+        if bill.beside_usd and routed:
             when = "never at this rate" if bill.break_even is None else f"after {bill.break_even} queries"
             console.print(f"Beside the answers: USD {bill.beside_usd:.4f}, earned {when}", highlight=False)
     console.print(

@@ -237,6 +237,7 @@ class Trace:
     def as_dict(self) -> dict[str, Any]:
         """The decision in JSON types, without texts: what adapters put into a framework's metadata."""
         return {
+            "id": self.id,
             "tier": self.accepted.tier,
             "task": self.task,
             "reason": self.reason,

@@ -9,7 +9,7 @@ policy breaks no promise. What an answer's label lacks for another reason than n
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import ceil, log, log1p
 
 import numpy as np
@@ -31,11 +31,17 @@ class Noise:
         on_good: upper bound of the mean label of answers whose quality reaches tau.
         on_bad: upper bound of the mean label of the others.
         delta: chance that a bound does not hold; it is taken off that of the certificate.
+        tau: floor of quality that good and bad were told apart by; None for that of the task.
+        tasks: for which this is known; None for all.
+        seen: traces of which this was learned: they certify nothing.
     """
 
     on_good: float
     on_bad: float
     delta: float = 0.0
+    tau: float | None = None
+    tasks: frozenset[str] | None = None
+    seen: frozenset[str] = field(default=frozenset(), repr=False)
 
     def __post_init__(self) -> None:
         for name in ("on_good", "on_bad", "delta"):

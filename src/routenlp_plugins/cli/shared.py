@@ -6,9 +6,10 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import inf
 from pathlib import Path
 from time import time
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, TextIO
 
 import typer
 from rich.console import Console
@@ -27,6 +28,7 @@ __all__ = [
     "show_skipped",
     "since_days",
     "stop",
+    "whole_file",
     "write_json",
 ]
 
@@ -81,8 +83,21 @@ def show_skipped(skipped: list[DataError]) -> None:
             console.print(f"  {error}", highlight=False, markup=False, soft_wrap=True)
 
 
+@contextmanager
+def whole_file(path: Path) -> Iterator[TextIO]:
+    """A new file to write, which is taken away again if that does not come to its end."""
+    with path.open("x", encoding="utf-8") as file:
+        try:
+            yield file
+        except (RouteNLPError, OSError, KeyboardInterrupt):
+            path.unlink()
+            raise
+
+
 def since_days(days: float | None) -> float | None:
     """Seconds since 1970 so many days ago; None is ever."""
+    if days is not None and not 0 < days < inf:
+        raise DataError(f"--days must be above 0, got {days:g}")
     return None if days is None else time() - days * 86_400
 
 

@@ -18,7 +18,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from ..errors import DataError, MissingExtraError
 
-__all__ = ["open_engine", "writing"]
+__all__ = ["open_engine", "overwrite", "writing"]
 
 PATIENCE = {"connect_timeout": 10, "keepalives_idle": 30, "tcp_user_timeout": 30_000}
 """With a PostgreSQL server that does not answer: seconds, seconds, milliseconds."""
@@ -62,7 +62,19 @@ def writing(engine: Engine) -> Any:
     return engine.execution_options(writes=True).begin()
 
 
+def overwrite(engine: Engine) -> None:
+    """What was deleted is still in the log of SQLite until that is emptied; as far as readers let it be."""
+    if engine.dialect.name == "sqlite":
+        connection = engine.raw_connection()
+        try:
+            connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        finally:
+            connection.close()
+
+
 def _address(url: str | Path) -> URL:
+    if not isinstance(url, str | Path):
+        raise DataError(f"the address of the store must be a file, sqlite:///FILE or postgresql://, got {url!r}")
     if isinstance(url, Path) or "://" not in url:
         path = Path(url)
         if not path.absolute().parent.is_dir():

@@ -12,7 +12,7 @@ from ..evaluate.outcomes import Paths, parse_outcome_line, read_lines
 from ..types import Attempt, Trace
 from .langsmith import langsmith
 from .openai_logs import openai_logs
-from .records import Found, ImportOptions, Line, Reader, identity, seconds
+from .records import Found, ImportOptions, Line, Reader, identity, when
 from .rows import Recorded
 from .signal import Signal
 from .store import TraceStore
@@ -22,9 +22,14 @@ __all__ = ["Imported", "import_traces"]
 
 @dataclass(frozen=True, slots=True)
 class Imported:
-    """What became of the records."""
+    """What became of the records.
+
+    Attributes:
+        known: of the traces, those whose id was there already; they were left as they are.
+    """
 
     traces: int
+    known: int
     signals: int
     skipped: int
 
@@ -45,7 +50,7 @@ def import_traces(store: TraceStore, paths: Paths, form: str, options: ImportOpt
     """
     readers: dict[str, Reader] = {"openai": openai_logs, "langsmith": langsmith, "outcomes": _outcomes}
     if form not in readers:
-        raise DataError(f"form must be one of {', '.join(readers)}, got {form!r}")
+        raise DataError(f"format must be one of {', '.join(readers)}, got {form!r}")
     options = options or ImportOptions()
     skipped = 0
 
@@ -55,18 +60,23 @@ def import_traces(store: TraceStore, paths: Paths, form: str, options: ImportOpt
             raise error
         skipped += 1
 
-    traces = signals = 0
+    traces = known = signals = 0
     last = None
+    seen: set[str] = set()
     files = [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]
     for number, found in enumerate(readers[form](_lines(files, bad), options, bad), start=1):
         if found.trace is not None:
             traces += 1
             one = found.trace
+            origin = store.origin_of(one.id) if one.id not in seen else "imported"
+            known += origin is not None
+            seen.add(one.id)
             last = store.record(
                 one.trace, one.id, runs=one.runs, unit=one.unit, origin="imported", propensity=one.propensity, at=one.at
             )
-            if found.beside:
-                last = store.record_calls(one.id, "shadow", found.beside)
+            # what was exported from here comes back without news
+            if found.beside and origin in (None, "imported"):
+                last = store.record_calls(one.id, "shadow", found.beside, "imported")
         for signal in found.signals:
             signals += 1
             last = store.give(signal)
@@ -74,7 +84,7 @@ def import_traces(store: TraceStore, paths: Paths, form: str, options: ImportOpt
             # reading is faster than writing, and nothing is to be dropped
             last.result()
     store.flush()
-    return Imported(traces, signals, skipped)
+    return Imported(traces, known, signals, skipped)
 
 
 def _lines(files: list[Path], bad: Callable[[DataError], None]) -> Iterator[Line]:
@@ -87,7 +97,7 @@ def _lines(files: list[Path], bad: Callable[[DataError], None]) -> Iterator[Line
                 bad(DataError(f"{source}: not a complete JSON object ({error})"))
                 continue
             if not isinstance(facts, dict):
-                bad(DataError(f"{source}: expected a JSON object, got {type(facts).__name__}"))
+                bad(DataError(f"{source}: expected one JSON object per line, got {type(facts).__name__}"))
                 continue
             yield Line(facts, text, source)
 
@@ -113,11 +123,12 @@ def _outcomes(lines: Iterator[Line], options: ImportOptions, bad: Callable[[Data
             name = identity(row.query.id, line)
             recorded = Recorded(
                 name,
-                seconds(row.timestamp, line.source) or 0.0,
+                when(row.timestamp, line.source),
                 Trace(row.query, row.query.task, (attempts.pop(frontier),), "imported"),
                 "imported",
                 row.group,
-                row.propensity,
+                # a row that does not say so was labelled like all
+                1.0 if row.propensity is None else row.propensity,
             )
         except DataError as error:
             bad(error)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import exp, isnan, log
 from typing import Any
 
@@ -86,7 +86,7 @@ class LabelModel:
 
     Of an answer that was not returned it is told whether it says the same as the one that was; if so, what was said of
     that one is said of it. Where none of those was audited, the label is that of the returned answer if both are the
-    same, and 0 if not: where only one answer is right, that is a lower bound.
+    same, and unknown if not, which counts as the worst.
 
     Attributes:
         sources: what each source is worth.
@@ -145,7 +145,13 @@ class LabelModel:
         if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share < 1:
             raise DataError(f"share must be strictly between 0 and 1, got {share!r}")
         known = list(judged)
-        weights_found = {one.weight for one in known}
+        silent = next((one for one in known if one.weight is None), None)
+        if silent is not None:
+            raise DataError(
+                f"labels: trace {silent.trace_id or silent.unit} was audited, and nobody told with what probability; "
+                "let store.draw choose what is audited, or tell store.design"
+            )
+        weights_found = {_weight(one) for one in known}
         if smallest_propensity is None and len(weights_found) > 1:
             raise DataError(
                 "labels: the audits were drawn with different probabilities; give smallest_propensity, the smallest "
@@ -164,7 +170,8 @@ class LabelModel:
                     f"labels: of {len(known)} audited answers those {use} are {good} good and {len(part) - good} bad "
                     "ones; both are needed, so audit more"
                 )
-        learned_from = frozenset(one.unit for one in first)
+        learned_from, learned_traces = (frozenset(getattr(one, of) for one in first) for of in ("unit", "trace_id"))
+        tasks = frozenset(one.task for one in second)
         sources = _reports(first, tau)
         names = [(report.kind, report.source) for report in sources if report.used]
         if not names:
@@ -184,16 +191,18 @@ class LabelModel:
         if not on_bad < on_good:
             raise DataError(
                 f"labels: on {good} good and {len(second) - good} bad audited answers their labels are not told apart "
-                f"with certainty (at most {on_good:.3f} and {on_bad:.3f}); audit more, or find better signals"
+                f"with certainty (at most {on_good:.3f} and {on_bad:.3f}); "
+                + ("name the frontier, whose answers need no bound; " if frontier is None else "")
+                + "audit more, or find better signals"
             )
         return cls(
             sources,
             returned,
             same,
             others,
-            Noise(on_good, on_bad, float(delta)),
+            Noise(on_good, on_bad, float(delta), float(tau), tasks, frozenset(one.trace_id for one in known)),
             (good, len(second) - good),
-            _expected(model, first, tau),
+            replace(_expected(model, first, tau), tau=float(tau), seen=learned_traces),
             learned_from,
             bounded_on,
         )
@@ -203,16 +212,16 @@ class LabelModel:
         sources = [asdict(source) for source in self.sources]
         for source in sources:
             source |= {name: None if isnan(source[name]) else source[name] for name in ("on_good", "on_bad")}
-        return {"sources": sources, "audited": self.audited, "noise": asdict(self.noise)}
+        noise = {name: getattr(self.noise, name) for name in ("on_good", "on_bad", "delta", "tau")}
+        return {"sources": sources, "audited": self.audited, "noise": noise}
 
     def __call__(self, opinion: Opinion) -> float | None:
         """The label in [0, 1]; None where texts are missing to compare with the answer that was spoken of."""
         of = {"returned": self.returned or self.same, "same": self.same or self.returned, "others": self.others}
-        kind = _kind(opinion)
-        weighing = of[kind]
+        weighing = of[_kind(opinion)]
         if weighing is not None:
             return weighing.label(_said(opinion))
-        return None if kind != "others" or opinion.agreement is None else 0.0
+        return None
 
 
 _KINDS = ("returned", "same", "others")
@@ -247,6 +256,10 @@ def _last(signals: Iterable[Signal]) -> dict[Name, float]:
     return {(signal.kind, signal.source): signal.value for signal in signals if signal.kind != "audit"}
 
 
+def _weight(one: Judged) -> float:
+    return 1.0 if one.weight is None else one.weight
+
+
 def _level(value: float | None) -> int:
     return LEVELS if value is None else round(value * (LEVELS - 1))
 
@@ -270,7 +283,7 @@ def _weighing(judged: Sequence[Judged], names: Sequence[Name], tau: float) -> We
     if not judged:
         return None
     good = np.array([one.quality >= tau for one in judged])
-    weight = np.array([one.weight for one in judged])
+    weight = np.array([_weight(one) for one in judged])
     # in counts: half a count is to mean the same whatever the propensities
     weight = weight / weight.mean()
     said = [_said(one.opinion) for one in judged]
@@ -290,11 +303,11 @@ def _weighing(judged: Sequence[Judged], names: Sequence[Name], tau: float) -> We
 def _bounds(
     model: LabelModel, first: Sequence[Judged], second: Sequence[Judged], tau: float, delta: float, scale: float
 ) -> tuple[float, float]:
-    """Upper bounds of the label of good and of bad answers, of every tier: the largest of their tiers'."""
-    of: dict[str, dict[str, Judged]] = defaultdict(dict)
+    """Upper bounds of the label of good and of bad answers, of every tier in every task: the largest of theirs."""
+    of: dict[tuple[str, str], dict[str, Judged]] = defaultdict(dict)
     for one in second:
         # answers of one unit are not independent
-        of[one.tier].setdefault(one.unit, one)
+        of[one.task, one.tier].setdefault(one.unit, one)
     share = delta / (2 * len(of))
     guesses = [label for one in first if (label := model(one.opinion)) is not None]
     spread = float(np.var(guesses)) if guesses else 0.25
@@ -310,12 +323,12 @@ def _expected(model: LabelModel, judged: Sequence[Judged], tau: float) -> Noise:
     known = [(label, one) for one in judged if (label := model(one.opinion)) is not None]
     means = []
     for good in (True, False):
-        mine = [(label, one.weight) for label, one in known if (one.quality >= tau) == good]
+        mine = [(label, _weight(one)) for label, one in known if (one.quality >= tau) == good]
         if not mine:
             means.append(float(good))
             continue
         means.append(float(np.average([label for label, _ in mine], weights=[weight for _, weight in mine])))
-    return Noise(*means)
+    return Noise(means[0], means[1])
 
 
 def _upper_bound(
@@ -332,7 +345,7 @@ def _upper_bound(
     scale, spread = known
     found = [model(one.opinion) for one in judged]
     label = np.array([1.0 if value is None else value for value in found])
-    weight = np.array([one.weight * scale if (one.quality >= tau) == good else 0.0 for one in judged])
+    weight = np.array([_weight(one) * scale if (one.quality >= tau) == good else 0.0 for one in judged])
     order = np.argsort(unit_interval([one.unit for one in judged], 0, "order of labels"), kind="stable")
     at: NDArray[np.float64] = np.linspace(0, 1, PLACES + 1)[:-1]
     excess = (weight[:, None] * (label[:, None] - at))[order]

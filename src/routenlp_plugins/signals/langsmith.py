@@ -10,7 +10,7 @@ from ..conversation import user_words
 from ..errors import DataError
 from ..tiers.openai_format import alternative_scores, text_completion
 from ..types import Completion, Query
-from .records import Found, ImportOptions, Line, imported, seconds, text_of
+from .records import Found, ImportOptions, Line, imported, seconds, text_of, when
 from .rows import Recorded
 from .signal import KINDS, Signal
 
@@ -60,10 +60,12 @@ def _call(line: Line, options: ImportOptions, parents: Mapping[str, str | None])
     if isinstance(answer, Completion):
         latency = (ended - begun) * 1e3 if begun is not None and ended is not None and ended >= begun else None
         cost = facts.get("total_cost")
-        known_cost = float(cost) if isinstance(cost, int | float | str) and cost else None
+        try:
+            known_cost = float(cost) if isinstance(cost, int | float | str) and cost else None
+        except ValueError:
+            raise DataError(f"{source}: total_cost: expected a number, got {cost!r}") from None
         answer = replace(answer, latency_ms=latency, cost_usd=known_cost)
     named = metadata.get("ls_model_name")
-    model = (answer.model if isinstance(answer, Completion) else None) or (named if isinstance(named, str) else None)
     task = metadata.get("routenlp_task") or options.task
     name = str(facts["id"])
     known: dict[str, int | None] = {}
@@ -76,7 +78,8 @@ def _call(line: Line, options: ImportOptions, parents: Mapping[str, str | None])
         known[root] = None
     unit = next((str(metadata[one]) for one in _UNITS if metadata.get(one)), root if isinstance(root, str) else None)
     query = Query(user_words(chat), str(task), None, chat, _beyond(extra))
-    return imported(line, options, query, answer, model, id=name, at=begun or 0.0, unit=unit, runs=known)
+    asked = named if isinstance(named, str) else None
+    return imported(line, options, query, answer, asked, id=name, at=when(begun, source), unit=unit, runs=known)
 
 
 def _chat(inputs: Any, source: str) -> tuple[dict[str, str], ...]:
@@ -167,7 +170,11 @@ def _feedback(facts: Mapping[str, Any], source: str) -> tuple[Signal, ...]:
         # a comment alone is no evidence
         return ()
     run = facts.get("run_id") or facts.get("trace_id")
-    return (_signal(run, facts["key"], score, seconds(facts.get("created_at"), source), source),)
+    told = facts.get("feedback_source")
+    metadata = told.get("metadata") if isinstance(told, Mapping) else None
+    who = metadata.get("__user") or metadata.get("user_id") if isinstance(metadata, Mapping) else None
+    at = seconds(facts.get("created_at"), source)
+    return (_signal(run, facts["key"], score, at, source, who or facts.get("created_by")),)
 
 
 def _statistics(facts: Mapping[str, Any], source: str) -> tuple[Signal, ...]:
@@ -180,11 +187,13 @@ def _statistics(facts: Mapping[str, Any], source: str) -> tuple[Signal, ...]:
     return tuple(_signal(facts["id"], key, mean, at, source) for key, mean in means.items() if mean is not None)
 
 
-def _signal(run: Any, key: Any, score: Any, at: float | None, source: str) -> Signal:
+def _signal(run: Any, key: Any, score: Any, at: float | None, source: str, who: Any = None) -> Signal:
     if not isinstance(score, int | float) or not 0 <= score <= 1:
         raise DataError(f"{source}: feedback {key!r}: score must be in [0, 1], got {score!r}; rescale it before")
     kind = str(key) if key in KINDS and key != "preference" else "other"
     try:
-        return Signal(str(run or ""), kind, float(score), f"langsmith:{key}"[:256], at)
+        # annotators have errors of their own
+        named = f"langsmith:{key}:{who}" if isinstance(who, str) and who else f"langsmith:{key}"
+        return Signal(str(run or ""), kind, float(score), named[:256], at)
     except DataError as error:
         raise DataError(f"{source}: {error}") from None

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from math import sqrt
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from sqlalchemy import Connection, and_, case, func, select
 
 from ..portfolio import Portfolio
@@ -46,6 +48,7 @@ class Ledger:
     """The bill of a store.
 
     Attributes:
+        frontier: whose cost all others are compared with.
         traces: queries.
         lines: by purpose and tier.
         answers_usd: of all calls that answered queries, rejected ones included; None where a cost is not known.
@@ -60,6 +63,7 @@ class Ledger:
         unknown: why the saving is not known; empty if it is.
     """
 
+    frontier: str
     traces: int
     lines: tuple[Line, ...]
     answers_usd: float | None
@@ -87,19 +91,21 @@ def ledger(store: TraceStore, portfolio: Portfolio, since: float | None = None, 
         window = between(since, until)
         lines = tuple(_line(row, portfolio) for row in connection.execute(_sums(window)))
         traces = int(connection.scalar(select(func.count()).select_from(tables.traces).where(*window)) or 0)
-        sample = _audited(connection, portfolio.frontier, window)
-    answers = [line for line in lines if line.purpose == "answer"]
+        answers = [line for line in lines if line.purpose == "answer"]
+        below = sum(line.returned for line in answers if line.tier != portfolio.frontier)
+        sample = _audited(connection, portfolio, window, below)
     beside = [line for line in lines if line.purpose != "answer"]
     answers_usd, beside_usd = _total(answers), _total(beside)
-    below = sum(line.returned for line in answers if line.tier != portfolio.frontier)
     billed = sum(line.usd for line in answers if line.tier == portfolio.frontier)
-    unknown = _obstacle(lines, below, sample.n)
+    unknown = _obstacle(lines, portfolio, below, sample.n)
     if unknown or answers_usd is None or beside_usd is None:
-        return Ledger(traces, lines, answers_usd, beside_usd, None, None, None, sample.n, None, unknown)
+        known = portfolio.frontier, traces, lines, answers_usd, beside_usd
+        return Ledger(*known, None, None, None, sample.n, None, unknown)
     always = billed + below * sample.mean
     gained = always - answers_usd
-    half = None if sample.n < 2 and below else 1.96 * below * sample.error(below)
+    half = None if sample.n < 2 and below else 1.96 * below * sample.error
     return Ledger(
+        portfolio.frontier,
         traces,
         lines,
         answers_usd,
@@ -115,17 +121,29 @@ def ledger(store: TraceStore, portfolio: Portfolio, since: float | None = None, 
 
 @dataclass(frozen=True, slots=True)
 class _Sample:
-    """What the frontier costs on audited answers of other tiers: weighted mean, and variance around it."""
+    """What the frontier costs on audited answers of other tiers, query by query, and how probable each audit was."""
 
-    n: int
-    mean: float
-    variance: float
+    usd: NDArray[np.float64]
+    propensity: NDArray[np.float64]
 
-    def error(self, population: int) -> float:
-        """Standard error of the mean, of a sample drawn without replacement."""
+    @property
+    def n(self) -> int:
+        """Queries."""
+        return len(self.usd)
+
+    @property
+    def mean(self) -> float:
+        """Weighted by the inverse propensities (Hajek 1971)."""
+        return float(np.average(self.usd, weights=1 / self.propensity)) if self.n else 0.0
+
+    @property
+    def error(self) -> float:
+        """Standard error of the mean where each query is audited by itself: linearised, as Horvitz and Thompson do."""
         if self.n < 2:
             return 0.0
-        return sqrt(self.variance / self.n * max(1 - self.n / population, 0.0))
+        weight = 1 / self.propensity
+        spread = weight**2 * (1 - self.propensity) * (self.usd - self.mean) ** 2
+        return float(np.sqrt(spread.sum() * self.n / (self.n - 1)) / weight.sum())
 
 
 def _sums(window: list[Any]) -> Any:
@@ -180,46 +198,60 @@ def _line(row: Any, portfolio: Portfolio) -> Line:
     return Line(row.purpose, row.tier, usd=usd, unpriced=unpriced, judges_usd=judges, **counts_of)
 
 
-def _audited(connection: Connection, frontier: str, window: list[Any]) -> _Sample:
+def _audited(connection: Connection, portfolio: Portfolio, window: list[Any], below: int) -> _Sample:
+    """Of each audited query the mean of what its audits paid the frontier.
+
+    Where nobody told a propensity, that is the share of the answers below the frontier that were audited.
+    """
     calls, traces = tables.calls, tables.traces
-    weight = 1 / func.coalesce(traces.c.propensity, 1.0)
+    frontier = portfolio.tier(portfolio.frontier)
     mine = (
         select(
-            func.count(),
-            func.sum(weight),
-            func.sum(weight * calls.c.cost_usd),
-            func.sum(weight * calls.c.cost_usd * calls.c.cost_usd),
+            calls.c.trace_id,
+            traces.c.propensity,
+            calls.c.cost_usd,
+            calls.c.input_tokens,
+            calls.c.output_tokens,
+            calls.c.latency_ms,
+            calls.c.cached_tokens,
         )
         .join(traces, traces.c.id == calls.c.trace_id)
-        .where(
-            calls.c.purpose == "audit",
-            calls.c.tier == frontier,
-            calls.c.cost_usd.is_not(None),
-            traces.c.tier != frontier,
-            *window,
-        )
+        .where(calls.c.purpose == "audit", calls.c.tier == frontier.name, calls.c.error.is_(None))
+        .where(traces.c.tier != frontier.name, *window)
     )
-    n, weights, first, second = connection.execute(mine).one()
-    if not n:
-        return _Sample(0, 0.0, 0.0)
-    mean = float(first) / float(weights)
-    variance = max(float(second) / float(weights) - mean**2, 0.0)
-    return _Sample(int(n), mean, variance * n / max(n - 1, 1))
+    paid: dict[str, list[float]] = defaultdict(list)
+    chance: dict[str, float | None] = {}
+    for name, propensity, usd, given, made, took, cached in connection.execute(mine):
+        known = usd if usd is not None else frontier.cost(given, made, took, cached or 0)
+        if known is not None:
+            paid[name].append(known)
+            chance[name] = propensity
+    share = sum(one is None for one in chance.values()) / max(below, 1)
+    return _Sample(
+        np.array([np.mean(some) for some in paid.values()]),
+        np.array([share if one is None else one for one in chance.values()]),
+    )
 
 
 def _total(lines: list[Line]) -> float | None:
     return None if any(line.unpriced for line in lines) else sum(line.usd for line in lines)
 
 
-def _obstacle(lines: tuple[Line, ...], below: int, audited: int) -> str:
+def _obstacle(lines: tuple[Line, ...], portfolio: Portfolio, below: int, audited: int) -> str:
+    strange = sorted({line.tier for line in lines if line.purpose == "answer"} - set(portfolio.names))
+    if strange:
+        return f"{', '.join(strange)} answered, and is no tier of the portfolio: {', '.join(portfolio.names)}"
     mute: Mapping[str, int] = {line.tier: line.unpriced for line in lines if line.unpriced}
     if mute:
         told = ", ".join(f"{number} calls of {tier}" for tier, number in mute.items())
-        return f"{told} have no known cost: give the tier prices in the portfolio, and tokens with its answers"
+        return (
+            f"{told} have no known cost: give the tier prices in the portfolio, and tokens with its answers, which "
+            "streams of OpenAI's API count only if asked to (stream_usage=True in LangChain)"
+        )
     if below and not audited:
         return (
-            f"{below} queries were answered below the frontier, and none of them was audited: what it would have cost "
-            "is not known"
+            f"{below} queries were answered below the frontier, and for none of them an audit asked the frontier too "
+            "(Auditor with store=): what it would have cost is not known"
         )
     return ""
 

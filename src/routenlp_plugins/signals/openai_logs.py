@@ -9,7 +9,7 @@ from ..conversation import user_words
 from ..errors import DataError
 from ..tiers.openai_format import text_completion
 from ..types import Completion, Query
-from .records import Found, ImportOptions, Line, identity, imported, seconds, text_of
+from .records import Found, ImportOptions, Line, identity, imported, text_of, when
 from .rows import Recorded
 
 __all__ = ["openai_logs"]
@@ -33,7 +33,7 @@ def openai_logs(lines: Iterator[Line], options: ImportOptions, bad: Callable[[Da
 def _joined(line: Line, halves: dict[str, Line]) -> Line | None:
     """The record, of a batch once its request and its response were both seen."""
     facts, name = line.facts, line.facts.get("custom_id")
-    if not isinstance(name, str) or ("body" in facts) == ("response" in facts):
+    if not isinstance(name, str) or "request" in facts or ("body" in facts) == ("response" in facts):
         return line
     other = halves.pop(name, None)
     if other is None:
@@ -64,7 +64,6 @@ def _chat(line: Line, options: ImportOptions) -> Recorded:
             told = response.get("error")
             answer = f"no answer: {told.get('message') if isinstance(told, Mapping) else told or error}"
     asked = request.get("model") if isinstance(request, Mapping) else None
-    model = (answer.model if isinstance(answer, Completion) else None) or asked
     chat = tuple({"role": str(one.get("role", "user")), "content": text_of(one.get("content"))} for one in messages)
     given = response if isinstance(response, Mapping) else {}
     name = facts.get("custom_id") or facts.get("id") or given.get("id")
@@ -73,7 +72,17 @@ def _chat(line: Line, options: ImportOptions) -> Recorded:
         {"structured output"} if request.get("response_format") else frozenset()
     )
     query = Query(user_words(chat), str(task), None, chat, beyond)
-    at = seconds(facts.get("timestamp", facts.get("created_at", given.get("created"))), line.source)
+    at = when(facts.get("timestamp", facts.get("created_at", given.get("created"))), line.source)
+    # a custom_id is unique within its batch only
+    own = given.get("id") if facts.get("custom_id") else None
+    runs = {str(name): None} if isinstance(own, str) and 0 < len(str(name)) <= 256 else {}
     return imported(
-        line, options, query, answer, model if isinstance(model, str) else None, id=identity(name, line), at=at or 0.0
+        line,
+        options,
+        query,
+        answer,
+        asked if isinstance(asked, str) else None,
+        id=identity(own or name, line),
+        at=at,
+        runs=runs,
     )

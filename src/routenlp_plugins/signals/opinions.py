@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -36,14 +36,17 @@ class Judged:
 
     Attributes:
         quality: what audits say, their mean if there are several.
-        weight: one over the probability with which it was drawn.
+        weight: one over the probability with which it was drawn; None where nobody told it.
+        trace_id: of the trace it belongs to.
     """
 
     opinion: Opinion
     quality: float
     tier: str
     unit: str
-    weight: float
+    weight: float | None
+    task: str = ""
+    trace_id: str = ""
 
 
 def audited(opinion: Opinion) -> float | None:
@@ -59,8 +62,9 @@ def opinions(recorded: Recorded, signals: Sequence[Signal], agree: Comparator) -
     answered = None if returned is None else returned.tier
     found: dict[str, Attempt] = {}
     for attempt in (*trace.attempts, *(one for some in recorded.beside.values() for one in some)):
-        # of each tier the last call that answered, or failed if none did
-        if attempt.completion is not None or attempt.tier not in found:
+        # of each tier the answer that was returned, else the last one, or a failure if it never answered
+        known = found.get(attempt.tier)
+        if known is None or (not known.accepted and attempt.completion is not None):
             found[attempt.tier] = attempt
     of = {tier: tuple(s for s in signals if (s.tier or answered) == tier) for tier in found}
     for tier, attempt in found.items():
@@ -76,7 +80,9 @@ def opinions(recorded: Recorded, signals: Sequence[Signal], agree: Comparator) -
         )
 
 
-def judged(traces: Iterable[tuple[Recorded, Sequence[Signal]]], agree: Comparator) -> Iterator[Judged]:
+def judged(
+    traces: Iterable[tuple[Recorded, Sequence[Signal]]], unit: Callable[[Recorded], str], agree: Comparator
+) -> Iterator[Judged]:
     """The answers that were audited."""
     for recorded, signals in traces:
         if not any(signal.kind == "audit" for signal in signals):
@@ -84,8 +90,9 @@ def judged(traces: Iterable[tuple[Recorded, Sequence[Signal]]], agree: Comparato
         for attempt, opinion in opinions(recorded, signals, agree):
             quality = audited(opinion)
             if quality is not None:
-                weight = 1.0 if recorded.propensity is None else 1 / recorded.propensity
-                yield Judged(opinion, quality, attempt.tier, recorded.unit or recorded.id, weight)
+                weight = None if recorded.propensity is None else 1 / recorded.propensity
+                task = recorded.trace.task or ""
+                yield Judged(opinion, quality, attempt.tier, unit(recorded), weight, task, recorded.id)
 
 
 def _agreement(attempt: Attempt, returned: Attempt | None, agree: Comparator) -> float | None:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Sequence
-from math import isnan, nan
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Engine, Row, and_, exists, func, literal, null, or_, select, union_all
+from sqlalchemy import ColumnElement, Engine, Row, and_, exists, literal, null, or_, select, union_all
 
 from ..types import Attempt, Completion, Query, Trace
 from . import tables
 from .rows import Recorded
 from .signal import Signal
 
-__all__ = ["between", "read_traces", "repeated_units", "unaudited_chances"]
+__all__ = ["between", "read_traces"]
 
 PAGE = 1000
 FACTS = ("model", "prompt", "input_tokens", "cached_tokens", "output_tokens", "cost_usd", "judges_usd", "latency_ms")
@@ -25,7 +24,8 @@ def read_traces(
 ) -> Iterator[tuple[Recorded, tuple[Signal, ...]]]:
     """What was recorded in [since, until), in order of time and id, and what was said of each.
 
-    A page at a time, so that writers go on. What was said of a run that several traces belong to was said of the last.
+    A page at a time, so that writers go on. What was said of a run that several traces belong to was said of the last
+    one before it was said, or of the first if there is none.
     """
     traces = tables.traces
     chosen = select(traces).where(*between(since, until)).order_by(traces.c.at, traces.c.id).limit(PAGE)
@@ -42,32 +42,11 @@ def read_traces(
             runs = _grouped(connection.execute(_of(tables.runs, ids)).all())
             said = _grouped(connection.execute(_said_of(ids)).all())
         for row in found:
-            yield _recorded(row, calls[row.id], texts.get(row.id), runs[row.id]), _signals(said[row.id], calls[row.id])
+            recorded = _recorded(row, calls[row.id], texts.get(row.id), runs[row.id])
+            yield recorded, _signals(said[row.id], calls[row.id], row.tier)
         if len(found) < PAGE:
             return
         last = found[-1]
-
-
-def unaudited_chances(
-    engine: Engine, units: Collection[str], since: float | None, until: float | None
-) -> dict[str, float]:
-    """Of these units the probability that none of their traces in [since, until) is audited, where it is known."""
-    traces = tables.traces
-    rows = select(traces.c.unit, traces.c.propensity).where(traces.c.unit.is_not(None), *between(since, until))
-    found: dict[str, float] = {}
-    with engine.begin() as connection:
-        for unit, propensity in connection.execute(rows):
-            if unit in units:
-                found[unit] = found.get(unit, 1.0) * (nan if propensity is None else 1 - propensity)
-    return {unit: chance for unit, chance in found.items() if not isnan(chance)}
-
-
-def repeated_units(engine: Engine, since: float | None, until: float | None) -> set[str]:
-    """The units that several traces in [since, until) belong to."""
-    units = tables.traces.c.unit
-    several = select(units).where(units.is_not(None), *between(since, until)).group_by(units).having(func.count() > 1)
-    with engine.begin() as connection:
-        return set(connection.scalars(several))
 
 
 def between(since: float | None, until: float | None) -> list[Any]:
@@ -101,40 +80,38 @@ def _said_of(ids: Sequence[str]) -> Any:
 def _about(ids: Sequence[str], run: ColumnElement[str], told: Sequence[ColumnElement[Any]]) -> tuple[Any, Any]:
     """What is said of these traces, where this column of a signal is their id or that of one of their runs."""
     traces, runs, signals = tables.traces, tables.runs, tables.signals
-    later, other = traces.alias(), runs.alias()
-    of_a_later_one = exists(
-        select(later.c.id)
-        .join(other, other.c.trace_id == later.c.id)
-        .where(other.c.run_id == runs.c.run_id)
-        .where(or_(later.c.at > traces.c.at, and_(later.c.at == traces.c.at, later.c.id > traces.c.id)))
-        .correlate(traces, runs)
+    another, other = traces.alias(), runs.alias()
+    same_run = select(another.c.id).join(other, other.c.trace_id == another.c.id).where(other.c.run_id == runs.c.run_id)
+    later = or_(another.c.at > traces.c.at, and_(another.c.at == traces.c.at, another.c.id > traces.c.id))
+    earlier = or_(another.c.at < traces.c.at, and_(another.c.at == traces.c.at, another.c.id < traces.c.id))
+    mine = and_(
+        ~exists(same_run.where(later, another.c.at <= signals.c.at).correlate(traces, runs, signals)),
+        or_(traces.c.at <= signals.c.at, ~exists(same_run.where(earlier).correlate(traces, runs))),
     )
-    itself = exists(select(later.c.id).where(later.c.id == run).correlate(signals))
+    itself = exists(select(another.c.id).where(another.c.id == run).correlate(signals))
     by_run = (
         select(*told, signals.c.at, traces.c.id.label("trace_id"), runs.c.position)
         .join(runs, runs.c.run_id == run)
         .join(traces, traces.c.id == runs.c.trace_id)
-        .where(traces.c.id.in_(ids), ~of_a_later_one, ~itself)
+        .where(traces.c.id.in_(ids), mine, ~itself)
     )
     by_id = select(*told, signals.c.at, run.label("trace_id"), null().label("position")).where(run.in_(ids))
     return by_id, by_run
 
 
-def _signals(rows: Sequence[Row[Any]], calls: Sequence[Row[Any]]) -> tuple[Signal, ...]:
+def _signals(rows: Sequence[Row[Any]], calls: Sequence[Row[Any]], answered: str | None) -> tuple[Signal, ...]:
+    """In order of time; of what a source said of an answer under several names the last, of failed calls nothing."""
     tiers = {call.position: call.tier for call in calls}
-    ordered = sorted(rows, key=lambda row: (row.at, row.kind, row.source))
-    return tuple(
-        Signal(
-            row.run_id,
-            row.kind,
-            row.value,
-            row.source,
-            row.at,
-            row.other or None,
-            row.tier or (None if row.position is None else tiers.get(row.position)),
-        )
-        for row in ordered
-    )
+    failed = {call.position for call in calls if call.error is not None}
+    found: dict[tuple[Any, ...], Signal] = {}
+    for row in sorted(rows, key=lambda row: (row.at, row.kind, row.source)):
+        if row.position in failed and not row.tier:
+            continue
+        tier = row.tier or (None if row.position is None else tiers.get(row.position))
+        said = Signal(row.run_id, row.kind, row.value, row.source, row.at, row.other or None, tier)
+        found.pop(key := (row.kind, row.source, tier or answered, row.other), None)
+        found[key] = said
+    return tuple(found.values())
 
 
 def _grouped(rows: Sequence[Row[Any]]) -> dict[str, list[Row[Any]]]:
@@ -151,6 +128,7 @@ def _recorded(row: Row[Any], calls: Sequence[Row[Any]], texts: Row[Any] | None, 
         task=row.task,
         id=row.query_id,
         messages=tuple(messages) if messages else None,
+        requires=frozenset(row.requires.split(",")) if row.requires else frozenset(),
     )
     answers = texts.answers if texts is not None else {}
     attempts = tuple(_attempt(call, answers.get(str(call.position), {})) for call in calls if call.purpose == "answer")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isfinite
+from numbers import Real
 from typing import Any
 
 from ..errors import DataError
-from ..types import Attempt, Query, Trace
-from .redaction import Redaction
+from ..types import Attempt, Query, Trace, new_id
+from .redaction import Redaction, writable
 from .signal import Signal
 
 __all__ = [
@@ -26,6 +28,9 @@ ORIGINS = ("served", "collected", "imported")
 """Of a trace: a policy decided, a chain ran without one, another system recorded it."""
 PURPOSES = ("answer", "audit", "shadow", "judge", "distillation")
 """What a call was made for."""
+
+LATEST = 253_402_300_799.0
+"""The end of the year 9999, in seconds: what is later are milliseconds."""
 
 Rows = dict[str, list[dict[str, Any]]]
 """Table -> rows to insert."""
@@ -59,6 +64,12 @@ class Recorded:
             most = 64 if name == "run_id" else 256
             if value is not None and not (isinstance(value, str) and 0 < len(value) <= most):
                 raise DataError(f"record: {name} must be a string of 1 to {most} characters, got {value!r}")
+            if value is not None and writable(value) != value:
+                raise DataError(f"record: {name} has characters that no database keeps: {value!r}")
+        if self.propensity is not None and not (_is_number(self.propensity) and 0 < self.propensity <= 1):
+            raise DataError(f"record: propensity must be in (0, 1], or None where unknown, got {self.propensity!r}")
+        if not (_is_number(self.at) and 0 <= self.at <= LATEST):
+            raise DataError(f"record: at must be seconds since 1970, got {self.at!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +79,7 @@ class Extra:
     trace_id: str
     purpose: str
     attempts: tuple[Attempt, ...]
+    id: str = field(default_factory=new_id)
 
     def __post_init__(self) -> None:
         if self.purpose not in PURPOSES[1:]:
@@ -77,7 +89,7 @@ class Extra:
 def rows_of_trace(recorded: Recorded, redaction: Redaction) -> Rows:
     """All rows of a trace."""
     trace = recorded.trace
-    calls, answers = _calls(recorded.id, 0, "answer", trace.attempts, redaction)
+    calls, answers = _calls(recorded.id, 0, ("answer", ""), trace.attempts, redaction)
     accepted = [attempt.tier for attempt in trace.attempts if attempt.accepted]
     return {
         "traces": [
@@ -87,6 +99,7 @@ def rows_of_trace(recorded: Recorded, redaction: Redaction) -> Rows:
                 "origin": recorded.origin,
                 "query_id": trace.query.id,
                 "task": trace.task,
+                "requires": ",".join(sorted(trace.query.requires)) or None,
                 "unit": recorded.unit,
                 "tier": accepted[0] if accepted else None,
                 "reason": redaction.reason(trace.reason),
@@ -112,7 +125,7 @@ def rows_of_runs(recorded: Recorded) -> list[dict[str, Any]]:
 
 def rows_of_extra(extra: Extra, first: int, redaction: Redaction) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """The calls, from this position on, and position -> texts of their answers."""
-    return _calls(extra.trace_id, first, extra.purpose, extra.attempts, redaction)
+    return _calls(extra.trace_id, first, (extra.purpose, extra.id), extra.attempts, redaction)
 
 
 def row_of_signal(signal: Signal, at: float) -> dict[str, Any]:
@@ -130,7 +143,7 @@ def row_of_signal(signal: Signal, at: float) -> dict[str, Any]:
 
 
 def _calls(
-    trace_id: str, first: int, purpose: str, attempts: Sequence[Attempt], redaction: Redaction
+    trace_id: str, first: int, purpose: tuple[str, str], attempts: Sequence[Attempt], redaction: Redaction
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     calls, answers = [], {}
     for position, attempt in enumerate(attempts, start=first):
@@ -139,13 +152,14 @@ def _calls(
             {
                 "trace_id": trace_id,
                 "position": position,
-                "purpose": purpose,
+                "purpose": purpose[0],
+                "batch": purpose[1] or None,
                 "tier": attempt.tier,
                 "accepted": attempt.accepted,
                 "confidence": attempt.confidence,
                 "threshold": attempt.threshold,
-                "model": made and made.model,
-                "prompt": made and made.prompt,
+                "model": made and made.model and writable(made.model)[:256],
+                "prompt": made and made.prompt and writable(made.prompt)[:64],
                 "input_tokens": made and made.input_tokens,
                 "cached_tokens": made and made.cached_tokens,
                 "output_tokens": made and made.output_tokens,
@@ -171,15 +185,27 @@ def _evidence(made: Any) -> dict[str, Any] | None:
         "token_logprobs": made.token_logprobs and list(made.token_logprobs),
         "scores": dict(made.scores) or None,
     }
-    return {name: value for name, value in found.items() if value is not None} or None
+    # JSON has no NaN
+    return {name: kept for name, value in found.items() if (kept := _finite(value)) is not None} or None
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: one for name, one in value.items() if _is_number(one)} or None
+    if isinstance(value, list):
+        return value if all(map(_is_number, value)) else None
+    return value if _is_number(value) else None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and isfinite(value)
 
 
 def _contents(trace_id: str, query: Query, answers: dict[str, Any], redaction: Redaction) -> list[dict[str, Any]]:
     text = redaction.text(query.text)
     messages = None
     if query.messages is not None:
-        kept = [{**message, "content": redaction.text(str(message.get("content", "")))} for message in query.messages]
-        messages = [message for message in kept if message["content"] is not None] or None
+        messages = [kept for message in query.messages if (kept := redaction.message(message)) is not None] or None
     if text is None and messages is None and not answers:
         return []
     return [{"trace_id": trace_id, "text": text, "messages": messages, "answers": answers}]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from threading import Lock
+from time import monotonic
 from types import TracebackType
 
 from ..errors import DataError, PortfolioError, TierError
@@ -59,12 +60,14 @@ class ShadowCounts:
 
     Attributes:
         run: whose tiers were called.
+        failed: calls that gave no answer.
         left_out: because too many waited.
         beyond_budget: because the budget was spent, or could not be kept: a call had no known cost.
         spent_usd: by all shadow calls of the store.
     """
 
     run: int
+    failed: int
     left_out: int
     beyond_budget: int
     spent_usd: float
@@ -83,7 +86,7 @@ class Shadow:
         options: how much.
 
     Raises:
-        PortfolioError: a tier is unknown, the frontier, or async only.
+        PortfolioError: a tier is unknown, the frontier, no callable, or async only.
     """
 
     def __init__(
@@ -98,7 +101,8 @@ class Shadow:
         self.options = options or ShadowOptions()
         self._functions = _functions(portfolio, tiers)
         self._spent = store.spent_usd("shadow")
-        self._counts = {"run": 0, "left_out": 0, "beyond_budget": 0}
+        self._counts = {"run": 0, "failed": 0, "left_out": 0, "beyond_budget": 0}
+        self._asked_at = monotonic()
         self._waiting = 0
         self._lock = Lock()
         self._process = os.getpid()
@@ -117,8 +121,11 @@ class Shadow:
         """Whether the query of a run is put to the other tiers."""
         return bool(unit_interval([run_id], self.options.seed, "shadow")[0] < self.options.share)
 
-    def offer(self, run_id: str, query: Query) -> Future[None] | None:
+    def offer(self, run_id: str, query: Query, asked: Collection[str] = ()) -> Future[None] | None:
         """Put a query to the other tiers if it is drawn; its trace has to be recorded before.
+
+        Args:
+            asked: tiers that have answered it already.
 
         Returns:
             A future that resolves when the calls are committed; None where the query was not drawn, or is left out.
@@ -140,7 +147,7 @@ class Shadow:
                 self._counts["left_out"] += 1
                 return None
             self._waiting += 1
-            return self._pool.submit(self._run, run_id, query)
+            return self._pool.submit(self._run, run_id, query, frozenset(asked))
 
     def counts(self) -> ShadowCounts:
         """What became of the queries that were drawn, of this process."""
@@ -155,13 +162,19 @@ class Shadow:
             self._pool.shutdown()
 
     def _beyond_budget(self) -> bool:
-        return self.options.budget_usd is not None and not self._spent < self.options.budget_usd
+        if self.options.budget_usd is None:
+            return False
+        if monotonic() - self._asked_at > 10:
+            # other processes spend too
+            self._asked_at = monotonic()
+            self._spent = max(self._spent, self.store.spent_usd("shadow"))
+        return not self._spent < self.options.budget_usd
 
-    def _run(self, run_id: str, query: Query) -> None:
+    def _run(self, run_id: str, query: Query, asked: Collection[str]) -> None:
         attempts = []
         try:
             for name in self.portfolio.below_frontier(query.task or ""):
-                if name in self._functions:
+                if name in self._functions and name not in asked:
                     if self._beyond_budget():
                         break
                     attempts.append(self._attempt(name, query))
@@ -170,13 +183,22 @@ class Shadow:
                 self._waiting -= 1
                 self._counts["run" if attempts else "beyond_budget"] += 1
         if attempts:
-            self.store.record_calls(run_id, "shadow", attempts).result()
+            try:
+                self.store.record_calls(run_id, "shadow", attempts).result()
+            except DataError as error:
+                logger.warning("shadow calls of %s are lost: %s", run_id, error)
+                raise
 
     def _attempt(self, name: str, query: Query) -> Attempt:
         tier = self.portfolio.tier(name)
         try:
             completion = call_tier(tier, self._functions[name], Call(name, query))
         except TierError as error:
+            with self._lock:
+                self._counts["failed"] += 1
+                first = self._counts["failed"] == 1
+            if first:
+                logger.warning("a shadow call of %s failed, and more may: %s", name, type(error.__cause__).__name__)
             return Attempt(name, False, error=str(error))
         with self._lock:
             if completion.cost_usd is not None:
@@ -191,6 +213,11 @@ def _functions(portfolio: Portfolio, tiers: Mapping[str, TierCallable]) -> dict[
     functions = {}
     for name, tier in tiers.items():
         portfolio.tier(name)
+        if not callable(tier):
+            raise PortfolioError(
+                f"tier {name!r}: {type(tier).__name__} is no callable Call -> Completion; of a LangChain model "
+                "shadow_tiers makes one"
+            )
         if name == portfolio.frontier:
             raise PortfolioError(f"tiers: {name} is the frontier, which answers already; give the others")
         function = sync_form(tier)

@@ -59,6 +59,10 @@ def add_calls(connection: Connection, extra: Extra, redaction: Redaction) -> Non
     calls, contents = tables.calls, tables.contents
     if not known_ids(connection, [extra.trace_id]):
         raise DataError(f"no trace {extra.trace_id!r} is known; record it before its {extra.purpose} calls")
+    same = calls.c.trace_id == extra.trace_id, calls.c.batch == extra.id
+    if connection.scalar(select(exists().where(*same))):
+        # written, and its acknowledgement was lost; or imported before
+        return
     last = connection.scalar(select(func.max(calls.c.position)).where(calls.c.trace_id == extra.trace_id))
     rows, answers = rows_of_extra(extra, 0 if last is None else last + 1, redaction)
     if rows:

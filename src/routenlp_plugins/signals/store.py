@@ -6,11 +6,13 @@ import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from math import isnan
 from pathlib import Path
 from time import time
 from types import TracebackType
 from typing import Any
+from uuid import UUID
 
 from sqlalchemy import Connection, func, insert, select
 
@@ -19,19 +21,19 @@ from ..errors import DataError
 from ..evaluate.outcomes import OutcomeRow
 from ..types import Attempt, Trace
 from . import tables
-from .engine import open_engine, writing
-from .exporting import Label, outcomes_of
+from .counting import Counts
+from .engine import open_engine, overwrite, writing
+from .exporting import Label, check_selection, outcomes_of
 from .opinions import Judged, audited, judged
-from .reading import read_traces, repeated_units, unaudited_chances
+from .reading import between, read_traces
 from .redaction import Redact, Redaction
 from .rows import Extra, Recorded, row_of_signal, rows_of_runs, rows_of_trace
+from .sampling import Groups, audited_units, certain_audits, designed, drawn, spared
 from .signal import Signal
-from .statements import Rows, add_calls, gently, has_trace, known_ids, new_names, pruned, upsert
+from .statements import Rows, add_calls, gently, known_ids, new_names, pruned, upsert
 from .writer import Writer
 
-__all__ = ["Counts", "StoreOptions", "TraceStore"]
-
-LATE_SECONDS = 86_400.0
+__all__ = ["StoreOptions", "TraceStore"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,31 +62,6 @@ class StoreOptions:
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not value > 0):
                 raise DataError(f"{name} must be above 0, got {value!r}")
-
-
-@dataclass(frozen=True, slots=True)
-class Counts:
-    """What a store holds.
-
-    Attributes:
-        traces, calls, signals: written.
-        repeated_signals: given again, the same or corrected.
-        late_signals: given more than a day after their trace.
-        unknown_signals: about a run that no trace is known of, so far.
-        dropped: traces and signals that were never written, because too much waited.
-    """
-
-    traces: int
-    calls: int
-    signals: int
-    repeated_signals: int
-    late_signals: int
-    unknown_signals: int
-    dropped: int
-
-    def as_dict(self) -> dict[str, int]:
-        """In JSON types."""
-        return asdict(self)
 
 
 class TraceStore:
@@ -167,16 +144,24 @@ class TraceStore:
         )
         return self._writer.put("traces", recorded)
 
-    def record_calls(self, trace_id: str, purpose: str, attempts: Sequence[Attempt]) -> Future[None]:
+    def record_calls(
+        self, trace_id: str, purpose: str, attempts: Sequence[Attempt], batch: str | None = None
+    ) -> Future[None]:
         """Add calls that were made for a trace beside its answer: ``audit``, ``shadow``, ``judge``, ``distillation``.
 
         The trace has to be recorded before.
+
+        Args:
+            batch: identity of these calls; what is there already is not written again. None makes a new one.
         """
-        return self._writer.put("calls", Extra(trace_id, purpose, tuple(attempts)))
+        made = tuple(attempts)
+        return self._writer.put(
+            "calls", Extra(trace_id, purpose, made) if batch is None else Extra(trace_id, purpose, made, batch)
+        )
 
     def signal(
         self,
-        run_id: str,
+        run_id: str | UUID,
         kind: str,
         value: float,
         source: str = "user",
@@ -190,6 +175,8 @@ class TraceStore:
         Raises:
             DataError: it is no signal, or the store is closed.
         """
+        if not isinstance(run_id, str | UUID):
+            raise DataError(f"signal: run_id must be a string or a UUID, got {run_id!r}")
         return self.give(Signal(str(run_id), kind, value, source, at, other, tier))
 
     def give(self, signal: Signal) -> Future[None]:
@@ -212,26 +199,19 @@ class TraceStore:
 
     def counts(self) -> Counts:
         """What the store holds, of all processes that write to it."""
-        signals = tables.signals
-        late = has_trace(signals.c.at > tables.traces.c.at + LATE_SECONDS)
         with self._reading.begin() as connection:
-
-            def number(of: Any) -> int:
-                return int(connection.scalar(of) or 0)
-
-            return Counts(
-                traces=number(select(func.count()).select_from(tables.traces)),
-                calls=number(select(func.count()).select_from(tables.calls)),
-                signals=number(select(func.count()).select_from(signals)),
-                repeated_signals=number(select(func.sum(signals.c.given - 1))),
-                late_signals=number(select(func.count()).select_from(signals).where(late)),
-                unknown_signals=number(select(func.count()).select_from(signals).where(~has_trace())),
-                dropped=number(select(func.sum(tables.drops.c.number))),
-            )
+            return Counts.of(connection)
 
     def traces(self, since: float | None = None, until: float | None = None) -> Iterator[Recorded]:
         """What was recorded in [since, until), seconds since 1970, in order of time."""
-        return (recorded for recorded, _ in read_traces(self._reading, since, until))
+        return (recorded for recorded, _ in read_traces(self._reading, *_window(since, until)))
+
+    def origin_of(self, run_id: str) -> str | None:
+        """Where the trace of this identity came from; None if it is not written."""
+        traces = tables.traces
+        with self._reading.begin() as connection:
+            found: str | None = connection.scalar(select(traces.c.origin).where(traces.c.id == run_id))
+            return found
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
@@ -254,43 +234,106 @@ class TraceStore:
         *,
         beside: str | None = None,
         labelled: bool = False,
+        unaudited: bool = False,
         without: Collection[str] = (),
         agree: Comparator = same_text,
     ) -> Iterator[OutcomeRow]:
         """What was recorded in [since, until) in the outcome format, the calls beside the answer included.
+
+        Left out are calls that needed more than text: no release is fitted for them. What several traces belong to, by
+        their unit or by the id of their query, is a group.
 
         Args:
             beside: only traces that have calls of this purpose, such as ``shadow``: where they were drawn at random,
                 those are a random sample of all.
             label: quality of an answer from what was said of it; None is unknown. Unless another one is given, that
                 is what audits say, their mean if there are several.
-            labelled: only rows with the quality of an answer: of audits the sample that was drawn.
-            without: audited units that are left out: those that a label was learned from, where audits certify, or all
-                where labels do. Each row then says how probable it was that it stayed.
+            labelled: only rows whose quality audits tell: the sample that was drawn, with its propensities.
+            unaudited: only rows whose unit was not audited, for another label: a sample too, of the remaining
+                probabilities.
+            without: of `labelled` rows these units are left out, such as those that a label was learned from.
             agree: whether an answer says the same as the one that was returned, for labels that ask.
+
+        Raises:
+            DataError: the sample is none: nobody told the propensity of what was audited (see `draw` and `design`), or
+                some traces were certain to be audited, so that none like them remains unaudited.
         """
-        groups = repeated_units(self._reading, since, until)
+        check_selection(label, beside, labelled=labelled, unaudited=unaudited, without=without)
+        since, until = _window(since, until)
+        with self._reading.begin() as connection:
+            groups = Groups.of(connection)
+            chances = spared(connection, groups, since, until)
+            left_out = audited_units(connection, groups) if unaudited else set(without)
+            certain = certain_audits(connection, since, until) if unaudited else 0
+        if certain:
+            raise DataError(
+                f"unaudited: {certain} traces were certain to be audited, so that nothing unaudited speaks for such "
+                "queries; certify on audits, with labels as hints"
+            )
+
+        def chance(recorded: Recorded, group: str | None) -> float | None:
+            alone = None if recorded.propensity is None else 1 - recorded.propensity
+            spare = alone if group is None else chances.get(group)
+            if spare is None and (labelled or unaudited):
+                raise DataError(
+                    f"trace {recorded.id}: nobody told with what probability it was to be audited, so that audits are "
+                    "no sample of all; let store.draw choose what is audited, or tell store.design"
+                )
+            if labelled and spare is not None:
+                return 1 - spare
+            return spare if unaudited else None
+
         found = read_traces(self._reading, since, until)
         if beside is not None:
             found = ((recorded, signals) for recorded, signals in found if recorded.beside.get(beside))
-        if without:
-            found = ((one, signals) for one, signals in found if (one.unit or one.id) not in without)
-        kept = unaudited_chances(self._reading, groups, since, until) if without else None
-        rows = outcomes_of(found, label, groups, agree, kept=kept)
+        if left_out:
+            found = ((one, signals) for one, signals in found if groups.unit(one) not in left_out)
         if labelled:
-            return (row for row in rows if any(outcome.quality is not None for outcome in row.outcomes.values()))
-        return rows
+            found = ((one, signals) for one, signals in found if any(signal.kind == "audit" for signal in signals))
+        return outcomes_of(found, label, groups, agree, chance)
 
     def judged(
         self, since: float | None = None, until: float | None = None, *, agree: Comparator = same_text
     ) -> Iterator[Judged]:
         """The audited answers of [since, until), with what else was said of them: what a `LabelModel` learns from."""
-        return judged(read_traces(self._reading, since, until), agree)
+        since, until = _window(since, until)
+        with self._reading.begin() as connection:
+            groups = Groups.of(connection)
+        return judged(read_traces(self._reading, since, until), groups.unit, agree)
+
+    def draw(
+        self, share: float, since: float | None = None, until: float | None = None, *, seed: int = 0
+    ) -> list[Recorded]:
+        """Choose what of [since, until) is audited, by chance, and keep the propensity with all of it.
+
+        The same again chooses the same. Traces whose propensity is known already, and is another one, are left out.
+
+        Raises:
+            DataError: `share` is none.
+        """
+        self.design(share, since, until)
+        traces = tables.traces
+        alike = select(traces.c.id).where(traces.c.propensity == float(share), *between(*_window(since, until)))
+        with self._reading.begin() as connection:
+            chosen = drawn(list(connection.scalars(alike)), share, seed)
+        return [recorded for recorded in self.traces(since, until) if recorded.id in chosen]
+
+    def design(self, propensity: float, since: float | None = None, until: float | None = None) -> int:
+        """Tell with what probability each trace of [since, until) was to be audited, where that is not known yet.
+
+        Returns:
+            How many traces there were.
+        """
+        with writing(self._reading) as connection:
+            return designed(connection, propensity, *_window(since, until))
 
     def prune(self, before: float) -> int:
         """Delete the traces before a time, seconds since 1970, and what was said of them; how many there were."""
         with writing(self._reading) as connection:
-            return pruned(connection, before)
+            number = pruned(connection, before)
+        if number:
+            overwrite(self._reading)
+        return number
 
     @property
     def _reading(self) -> Any:
@@ -307,8 +350,10 @@ class TraceStore:
             self._pruned = time()
 
     def _write(self, things: Sequence[Any], dropped: Mapping[str, int]) -> None:
-        """One batch, one transaction; called in the writer's thread."""
+        """One batch, one transaction; called in the writer's thread, without any thing where it is idle."""
         self._prune_if_due()
+        if not things and not dropped:
+            return
         recorded = [thing for thing in things if isinstance(thing, Recorded)]
         rows, names = Rows(), list[dict[str, Any]]()
         with writing(self._reading) as connection:
@@ -331,3 +376,10 @@ class TraceStore:
             lost = [{"at": time(), "what": lane, "number": number} for lane, number in dropped.items() if number]
             if lost:
                 connection.execute(insert(tables.drops), lost)
+
+
+def _window(since: float | None, until: float | None) -> tuple[float | None, float | None]:
+    for name, value in (("since", since), ("until", until)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or isnan(value)):
+            raise DataError(f"{name} must be seconds since 1970, got {value!r}")
+    return since, until

@@ -29,6 +29,7 @@ traces = Table(
     Column("origin", String(16), nullable=False),
     Column("query_id", String(256)),
     Column("task", String(256)),
+    Column("requires", String(256)),  # beyond text, by commas; NULL for nothing
     Column("unit", String(256)),  # rows of the same are not independent
     Column("tier", String(256)),  # that answered; NULL where none did
     Column("reason", Text),
@@ -42,6 +43,7 @@ calls = Table(
     Column("trace_id", String(64), ForeignKey("traces.id", ondelete="CASCADE"), primary_key=True),
     Column("position", Integer, primary_key=True),
     Column("purpose", String(16), nullable=False),
+    Column("batch", String(64)),  # of calls that were recorded together beside the answer
     Column("tier", String(256), nullable=False),
     Column("accepted", Boolean, nullable=False),
     Column("confidence", Float),  # calibrated, when the last decision about the answer was made

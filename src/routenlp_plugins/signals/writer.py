@@ -5,13 +5,15 @@ from __future__ import annotations
 import atexit
 import logging
 import os
+import sys
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, InvalidStateError, wait
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from itertools import count
 from math import inf
 from threading import Event, Lock, Thread
+from time import monotonic
 from typing import Any
 
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
@@ -33,14 +35,11 @@ class Item:
     written: Future[None] = field(default_factory=Future)
 
     def settle(self, error: Exception | None = None) -> None:
-        """Resolve the promise, unless its owner has cancelled it."""
-        try:
-            if error is None:
-                self.written.set_result(None)
-            else:
-                self.written.set_exception(error)
-        except InvalidStateError:
-            pass
+        """Resolve the promise."""
+        if error is None:
+            self.written.set_result(None)
+        else:
+            self.written.set_exception(error)
 
 
 Write = Callable[[Sequence[Any], Mapping[str, int]], None]
@@ -48,6 +47,8 @@ Write = Callable[[Sequence[Any], Mapping[str, int]], None]
 
 LONGEST_WAIT = 5.0
 """Seconds between attempts on a database that cannot be reached."""
+IDLE = 600.0
+"""Seconds without anything to write after which `write` is called all the same, so that what is old is deleted."""
 
 
 class Writer:
@@ -90,6 +91,11 @@ class Writer:
         self._gave_up = Event()
         self._thread = Thread(target=self._run, name="trace-store", daemon=True)
         self._thread.start()
+        if "multiprocessing.util" in sys.modules:
+            # its processes end without the functions of atexit
+            from multiprocessing.util import Finalize
+
+            Finalize(None, self.close, (5.0,), exitpriority=0)
 
     def put(self, lane: str, what: Any) -> Future[None]:
         """Queue something; the future resolves when it is committed, or says why it never will be.
@@ -105,6 +111,8 @@ class Writer:
             if self._closed:
                 raise DataError("the trace store is closed")
             item = Item(what, next(self._numbers))
+            # it will be written whatever becomes of who waits for it
+            item.written.set_running_or_notify_cancel()
             queue.append(item)
             dropped = queue.popleft() if len(queue) > self.capacity else None
             if dropped is not None:
@@ -152,7 +160,7 @@ class Writer:
         atexit.unregister(self.close)
 
     def _run(self) -> None:
-        failures = 0
+        failures, wrote = 0, monotonic()
         while not self._gave_up.is_set():
             if failures:
                 # what comes in meanwhile is no reason to try earlier
@@ -170,10 +178,13 @@ class Writer:
                     break
                 if failures:
                     logger.warning("the trace store is written to again")
-                failures = 0
+                failures, wrote = 0, monotonic()
             else:
                 if self._closed:
                     return
+                if monotonic() - wrote > IDLE:
+                    self._tried((), {})
+                    wrote = monotonic()
         for lane, queue in self._queues.items():
             self._tell_dropped(lane, queue)
 

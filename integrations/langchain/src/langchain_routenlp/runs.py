@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from hashlib import sha256
 from threading import Lock
 from time import perf_counter, time
 from typing import Any
@@ -30,6 +31,8 @@ class Root:
         answered: question -> the run that answered it last.
         last: the run that answered anything last.
         errors: that were heard of already; each run that one passes through tells it again.
+        open: the runs under way under it.
+        worst: (run, kind, source) -> the lowest value that was said so far.
     """
 
     id: UUID
@@ -37,6 +40,8 @@ class Root:
     answered: dict[str, str] = field(default_factory=dict)
     last: str | None = None
     errors: list[BaseException] = field(default_factory=list)
+    open: set[UUID] = field(default_factory=set)
+    worst: dict[tuple[str, str, str], float] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -64,7 +69,9 @@ class Run:
     @property
     def unit(self) -> str:
         """What it belongs to: a dialogue where the metadata tell, else what is under the same root."""
-        return next((str(self.metadata[name]) for name in _UNITS if self.metadata.get(name)), str(self.root.id))
+        named = next((str(self.metadata[name]) for name in _UNITS if self.metadata.get(name)), str(self.root.id))
+        # longer names are equal where these are
+        return named if len(named) <= 256 else sha256(named.encode("utf-8", "replace")).hexdigest()
 
 
 class Runs:
@@ -84,8 +91,10 @@ class Runs:
             root = Root(parent_id or run_id) if parent is None else parent.root
             run = Run(run_id, parent_id, root, name, metadata or {}, time(), perf_counter())
             self._of[run_id] = run
+            root.open.add(run_id)
             if len(self._of) > MOST:
-                self._of.pop(next(iter(self._of)))
+                oldest = self._of.pop(next(iter(self._of)))
+                oldest.root.open.discard(oldest.id)
             return run
 
     def get(self, run_id: UUID | None) -> Run | None:
@@ -98,10 +107,15 @@ class Runs:
             run = self._of.pop(run_id, None)
             if run is None:
                 return []
+            run.root.open.discard(run_id)
             parent = self.get(run.parent)
             if parent is not None:
                 parent.last = run.last or parent.last
                 return []
+            # of what was cancelled no end is told
+            for left in run.root.open:
+                self._of.pop(left, None)
+            run.root.open.clear()
             unanswered = list(run.root.failed.values())
             run.root.failed.clear()
             return unanswered

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from time import perf_counter
@@ -37,6 +38,8 @@ from .tiers import LangChainTier, ModelCall
 
 __all__ = ["SignalCallbackHandler", "shadow_tiers"]
 
+logger = logging.getLogger(__name__)
+
 _NO_SIGN = {"StrOutputParser"}
 """Parsers that take anything."""
 
@@ -59,8 +62,8 @@ class SignalCallbackHandler(BaseCallbackHandler):
     Args:
         store: what keeps it; flushing and closing it is the caller's.
         portfolio: prices the calls; without one their cost is unknown.
-        tiers: name of a model, as its provider knows it -> name of the tier; others are the portfolio's frontier, or
-            tiers of the model's own name without a portfolio.
+        tiers: name of a model, as its provider knows it -> name of the tier. Other models are the tiers of their own
+            names, dated versions included, else the portfolio's frontier.
         task: of all calls that name none.
         shadow: puts a share of what was answered to other tiers too, in the background; its tiers are those of
             `shadow_tiers`.
@@ -89,6 +92,8 @@ class SignalCallbackHandler(BaseCallbackHandler):
                 portfolio.tier(name)
         self.task = task or (portfolio.tasks[0].name if portfolio and len(portfolio.tasks) == 1 else "default")
         self._runs = Runs()
+        self._strange: set[str] = set()
+        self._tasks = {self.task, *(one.name for one in portfolio.tasks)} if portfolio is not None else set[str]()
 
     # runs of any kind
 
@@ -109,23 +114,27 @@ class SignalCallbackHandler(BaseCallbackHandler):
     def on_chain_end(self, outputs: Any, *, run_id: UUID, **_: Any) -> None:
         """A parser that could read the answer says so; so do structured outputs that keep the raw answer."""
         run = self._runs.get(run_id)
-        if run is not None:
-            if run.parses:
-                self._says(run, "parser", 1.0, f"parser:{run.name}")
-            elif isinstance(outputs, dict) and {"raw", "parsed", "parsing_error"} <= outputs.keys():
-                self._says(run, "parser", float(outputs["parsing_error"] is None), "parser:structured output")
-        self._end(run)
+        try:
+            if run is not None:
+                if run.parses:
+                    self._says(run, "parser", 1.0, f"parser:{run.name}")
+                elif isinstance(outputs, dict) and {"raw", "parsed", "parsing_error"} <= outputs.keys():
+                    self._says(run, "parser", float(outputs["parsing_error"] is None), "parser:structured output")
+        finally:
+            self._end(run)
 
     def on_chain_error(self, error: BaseException, *, run_id: UUID, **_: Any) -> None:
         """An answer that could not be read, or was not valid, speaks against it."""
         run = self._runs.get(run_id)
-        if run is not None and not any(known is error for known in run.root.errors):
-            run.root.errors.append(error)
-            if isinstance(error, OutputParserException):
-                self._says(run, "parser", 0.0, f"parser:{run.name}")
-            elif isinstance(error, ValidationError):
-                self._says(run, "validator", 0.0, f"validator:{error.title}")
-        self._end(run)
+        try:
+            if run is not None and not any(known is error for known in run.root.errors):
+                run.root.errors.append(error)
+                if isinstance(error, OutputParserException):
+                    self._says(run, "parser", 0.0, f"parser:{run.name}")
+                elif isinstance(error, ValidationError):
+                    self._says(run, "validator", 0.0, f"validator:{error.title}")
+        finally:
+            self._end(run)
 
     def on_tool_start(
         self,
@@ -143,16 +152,20 @@ class SignalCallbackHandler(BaseCallbackHandler):
     def on_tool_end(self, output: Any, *, run_id: UUID, **_: Any) -> None:
         """A tool that worked speaks for the answer that called it, and one whose message is an error against it."""
         run = self._runs.get(run_id)
-        if run is not None:
-            self._says(run, "tool", float(getattr(output, "status", "success") != "error"), f"tool:{run.name}")
-        self._end(run)
+        try:
+            if run is not None:
+                self._says(run, "tool", float(getattr(output, "status", "success") != "error"), f"tool:{run.name}")
+        finally:
+            self._end(run)
 
     def on_tool_error(self, error: BaseException, *, run_id: UUID, **_: Any) -> None:
         """A tool that failed speaks against the answer that called it."""
         run = self._runs.get(run_id)
-        if run is not None and type(error).__name__ not in ("GraphInterrupt", "GraphBubbleUp", "ParentCommand"):
-            self._says(run, "tool", 0.0, f"tool:{run.name}")
-        self._end(run)
+        try:
+            if run is not None and type(error).__name__ not in ("GraphInterrupt", "GraphBubbleUp", "ParentCommand"):
+                self._says(run, "tool", 0.0, f"tool:{run.name}")
+        finally:
+            self._end(run)
 
     def on_retriever_start(
         self,
@@ -217,25 +230,31 @@ class SignalCallbackHandler(BaseCallbackHandler):
     def on_llm_end(self, response: LLMResult, *, run_id: UUID, **_: Any) -> None:
         """Record the trace of the call."""
         run = self._runs.get(run_id)
-        if run is not None and run.query is not None:
-            answer = _completion(response)
-            if run.decided is not None:
-                self._record(run, run.query, run.decided.attempts)
-            elif answer is not None:
-                self._record(run, run.query, (self._attempt(run, run.query, answer, accepted=True),))
-            else:
-                self._failed(run, run.query, Attempt(self._tier(run, None).name, False, error="no answer"))
-        self._end(run)
+        try:
+            if run is not None and run.query is not None:
+                self._heard(run, run.query, _completion(response))
+        finally:
+            self._end(run)
 
     def on_llm_error(self, error: BaseException, *, run_id: UUID, **_: Any) -> None:
         """Keep the failure; it belongs to the next attempt at the same messages."""
         run = self._runs.get(run_id)
-        if run is not None and run.query is not None:
-            failure = error if isinstance(error, Exception) else TierError(type(error).__name__, "")
-            self._failed(run, run.query, self._attempt(run, run.query, failure, accepted=False))
-        self._end(run)
+        try:
+            if run is not None and run.query is not None:
+                failure = error if isinstance(error, Exception) else TierError(type(error).__name__, "")
+                self._failed(run, run.query, self._attempt(run, run.query, failure, accepted=False))
+        finally:
+            self._end(run)
 
     # what is made of it
+
+    def _heard(self, run: Run, query: Query, answer: Completion | None) -> None:
+        if run.decided is not None:
+            self._record(run, query, run.decided.attempts)
+        elif answer is not None:
+            self._record(run, query, (self._attempt(run, query, answer, accepted=True),))
+        else:
+            self._failed(run, query, Attempt(self._tier(run, None).name, False, error="no answer"))
 
     def _end(self, run: Run | None) -> None:
         if run is None:
@@ -270,7 +289,13 @@ class SignalCallbackHandler(BaseCallbackHandler):
         name = next((self.tiers[one] for one in known if one in self.tiers), None)
         if self.portfolio is None:
             return Tier(name or next(iter(known), "model"))
-        return self.portfolio.tier(name or self.portfolio.frontier)
+        if name is not None:
+            return self.portfolio.tier(name)
+        found = self.portfolio.tier_of_model(*known)
+        if found is None and known and known[0] not in self._strange:
+            self._strange.add(known[0])
+            logger.warning("%s is taken for %s; name its tier in tiers=", known[0], self.portfolio.frontier)
+        return found or self.portfolio.tier(self.portfolio.frontier)
 
     def _failed(self, run: Run, query: Query, attempt: Attempt) -> None:
         with self._runs.lock:
@@ -289,7 +314,7 @@ class SignalCallbackHandler(BaseCallbackHandler):
         self._write(str(run.id), run, Trace(replace(query, payload=None), query.task, whole, "collected"), failures)
         # what needs more than text is not what a release is fitted for
         if self.shadow is not None and not query.requires:
-            self.shadow.offer(str(run.id), query)
+            self.shadow.offer(str(run.id), query, {attempt.tier for attempt in whole if attempt.error is None})
 
     def _write(self, name: str, run: Run, trace: Trace, failures: Sequence[Failure], origin: str = "collected") -> None:
         known: dict[str, int | None] = {str(one): place for place, (one, *_) in enumerate(failures)}
@@ -298,13 +323,20 @@ class SignalCallbackHandler(BaseCallbackHandler):
 
     def _says(self, run: Run, kind: str, value: float, source: str) -> None:
         about = self._runs.answered_before(run)
-        if about is not None:
-            self.store.signal(about, kind, value, source[:256])
+        if about is None:
+            return
+        # an answer may call one tool twice: that one call failed speaks against it whatever the other did
+        key = (about, kind, source[:256])
+        worst = run.root.worst[key] = min(value, run.root.worst.get(key, 1.0))
+        self.store.signal(*key[:2], worst, key[2])
 
     def _task(self, run: Run) -> str:
         task = run.metadata.get("routenlp_task", self.task)
         if not isinstance(task, str) or not task:
             raise PortfolioError(f"routenlp_task must be the name of a task, got {task!r}")
+        if self.portfolio is not None and task not in self._tasks:
+            self._tasks.add(task)
+            logger.warning("task %r is none of the portfolio's: no release will be fitted for it", task)
         return task
 
 
