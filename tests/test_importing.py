@@ -8,7 +8,7 @@ import pytest
 from helpers import FRONTIER, MIDDLE, SMALL, portfolio, record, rows, write_jsonl
 from typer.testing import CliRunner
 
-from routenlp_plugins import DataError, ImportOptions, TraceStore, import_traces
+from routenlp_plugins import DataError, ImportOptions, Portfolio, PortfolioError, Tier, TraceStore, import_traces
 from routenlp_plugins.cli import app
 from routenlp_plugins.evaluate.outcomes import outcome_line, read_outcomes
 
@@ -122,6 +122,54 @@ def test_a_line_that_cannot_be_read_is_an_error_with_its_place(store, tmp_path, 
         import_traces(store, file, form, ImportOptions(portfolio()))
     done = import_traces(store, file, form, ImportOptions(portfolio(), skip_bad_lines=True))
     assert done.skipped == 1
+
+
+def test_outcomes_that_are_imported_twice_cost_once_and_are_told(store, tmp_path):
+    file = write_jsonl(tmp_path / "outcomes.jsonl", record("a"), record("b"))
+    first, second = (import_traces(store, file, "outcomes", ImportOptions(portfolio())) for _ in range(2))
+    assert (first.traces, first.known, second.traces, second.known) == (2, 0, 2, 2)
+    assert store.counts().calls == 4
+    assert {row.propensity for row in store.outcomes(labelled=True)} == {1.0}
+
+
+def test_a_model_is_the_tier_of_its_name_and_the_request_helps(store, tmp_path):
+    tiers = Portfolio((Tier("gpt-4o-mini", 0.15, 0.6), Tier("gpt-4o", 2.5, 10)), "gpt-4o")
+    file = write_jsonl(
+        tmp_path / "log.jsonl",
+        *(
+            {"request": request(model=asked), "response": response(id=asked, model=answered)}
+            for asked, answered in (("gpt-4o", "gpt-4o-2024-08-06"), ("gpt-4o-mini", "served"), ("other", "strange"))
+        ),
+    )
+    import_traces(store, file, "openai", ImportOptions(tiers))
+    found = {one.id: one.trace.attempts[0].tier for one in store.traces()}
+    assert found == {"gpt-4o": "gpt-4o", "gpt-4o-mini": "gpt-4o-mini", "other": "gpt-4o"}
+    with pytest.raises(PortfolioError, match="unknown tier"):
+        ImportOptions(tiers, tiers={"x": "nobody"})
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ({"id": "x", "run_type": "llm", "inputs": {"prompt": "hi"}, "outputs": {}, "total_cost": "n/a"}, None),
+        ({"run_id": "r", "key": "thumbs", "score": 1, "created_at": 1.8e12}, "a time is seconds since 1970"),
+    ],
+)
+def test_numbers_of_langsmith_that_are_none_are_told(store, tmp_path, line, message):
+    if message is None:
+        line["outputs"] = {"generations": [[{"text": "hello"}]]}
+        message = "total_cost: expected a number, got 'n/a'"
+    with pytest.raises(DataError, match=message):
+        import_traces(store, write_jsonl(tmp_path / "runs.jsonl", line), "langsmith")
+
+
+def test_annotators_are_sources_of_their_own(store, tmp_path):
+    lines = [
+        {"run_id": "r", "key": "audit", "score": score, "feedback_source": {"metadata": {"user_id": who}}}
+        for who, score in (("ann", 1), ("bob", 0))
+    ]
+    assert import_traces(store, write_jsonl(tmp_path / "f.jsonl", *lines), "langsmith").signals == 2
+    assert store.counts().signals == 2
 
 
 def test_a_form_that_is_none_and_outcomes_without_a_frontier_are_refused(store, tmp_path):

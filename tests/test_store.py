@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -417,6 +418,81 @@ def test_what_is_redacted_is_nowhere_in_the_files(tmp_path, redact):
         assert (found.trace.query.text, found.trace.attempts[2].completion.text) == ("", "")
     if callable(redact):
         assert found.trace.attempts[2].completion.text == "about ***"
+
+
+def test_what_stands_beside_the_words_of_a_message_and_before_a_colon_is_not_kept(tmp_path):
+    message = {"role": "user", "content": "hello", "name": SECRET}
+    attempts = (
+        Attempt("frontier", False, error=f"{SECRET}: is no valid PIN"),
+        Attempt("frontier", False, error="openai.RateLimitError: " + SECRET),
+    )
+    with TraceStore(tmp_path / "traces.db", redact="hash") as store:
+        store.record(Trace(Query("hello", "t", messages=(message,)), "t", attempts, "failed")).result(10)
+        (found,) = store.traces()
+        assert not any(SECRET.encode() in file.read_bytes() for file in tmp_path.iterdir())
+    assert [attempt.error for attempt in found.trace.attempts] == ["error", "openai.RateLimitError"]
+    assert set(found.trace.query.messages[0]) == {"role", "content"}
+
+
+def test_what_is_pruned_is_in_no_file_of_an_open_store(tmp_path):
+    with TraceStore(tmp_path / "traces.db") as store:
+        store.record(trace(), "old", at=5.0)
+        store.record(trace("new words"), "new")
+        store.flush()
+        assert store.prune(100.0) == 1
+        assert not any(SECRET.encode() in file.read_bytes() for file in tmp_path.iterdir())
+        assert [found.id for found in store.traces()] == ["new"]
+
+
+def test_a_future_that_nobody_waits_for_any_more_is_written_all_the_same(url):
+    async def given_up(store):
+        waiting = asyncio.ensure_future(asyncio.wrap_future(store.record(trace(), "run-1")))
+        await asyncio.sleep(0)
+        waiting.cancel()
+
+    with TraceStore(url) as store:
+        assert not store.record(trace(), "run-0").cancel()
+        asyncio.run(given_up(store))
+        store.flush(10)
+        assert store.counts().traces == 2
+
+
+def test_calls_that_are_recorded_twice_are_there_once(url):
+    audit = Attempt("middle", False, completion=Completion("so", cost_usd=0.1))
+    with TraceStore(url) as store:
+        store.record(trace(), "run-1")
+        for _ in range(2):
+            store.record_calls("run-1", "audit", [audit], "mine")
+        store.record_calls("run-1", "audit", [audit])
+        store.flush()
+        assert store.counts().calls == 5
+
+
+def test_numbers_that_are_none_and_names_that_are_too_long_lose_no_trace(url):
+    odd = Completion("so", token_logprobs=(float("nan"),), scores={"margin": float("inf")}, model="m" * 300 + "\0")
+    with TraceStore(url) as store:
+        store.record(Trace(Query("q", "t"), "t", (Attempt("frontier", True, completion=odd),), ""), "run-1").result(10)
+        (found,) = store.traces()
+    kept = found.trace.attempts[0].completion
+    assert (kept.token_logprobs, kept.scores, len(kept.model)) == (None, {}, 256)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_process_of_multiprocessing_writes_what_it_has_queued_before_it_ends(url):
+    with TraceStore(url, options=StoreOptions(interval=5.0)) as store:
+        store.record(trace(), "parent").result(10)
+        child = get_context("fork").Process(target=store.record, args=(trace(), "child"))
+        child.start()
+        child.join(30)
+        assert child.exitcode == 0
+        assert {found.id for found in store.traces()} == {"parent", "child"}
+
+
+@pytest.mark.parametrize(("address", "message"), [(None, "the address of the store must be a file"), (7, "got 7")])
+def test_an_address_that_is_none_is_refused(address, message):
+    with pytest.raises(DataError, match=message):
+        TraceStore(address)
 
 
 def test_where_redaction_fails_nothing_is_kept(tmp_path, caplog):

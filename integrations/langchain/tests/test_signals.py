@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from contextlib import suppress
 from typing import Any
 from uuid import uuid4
 
@@ -20,7 +21,17 @@ from pydantic import BaseModel
 from sqlalchemy import text
 
 from langchain_routenlp import RouterChatModel, RouterRunnable, SignalCallbackHandler, shadow_tiers
-from routenlp_plugins import AuditOptions, Completion, PortfolioError, Shadow, ShadowOptions, TraceStore, fit
+from routenlp_plugins import (
+    AuditOptions,
+    Completion,
+    Portfolio,
+    PortfolioError,
+    Shadow,
+    ShadowOptions,
+    Tier,
+    TraceStore,
+    fit,
+)
 from routenlp_plugins.testing import ScriptedServer
 
 PROMPT = ChatPromptTemplate.from_messages([("system", "Be kind."), ("human", "{text}")])
@@ -267,6 +278,71 @@ def test_an_audited_chain_with_a_handler_is_kept_once_with_its_run_ids_and_audit
     (row,) = store.outcomes()
     assert {one.quality for one in row.outcomes.values()} == {0.5}
     assert store.counts().unknown_signals == 0
+
+
+def test_what_was_cancelled_is_forgotten_with_its_root(server, store, script):
+    handler = SignalCallbackHandler(store)
+
+    async def slow(_):
+        await asyncio.sleep(30)
+
+    async def cancelled():
+        task = asyncio.ensure_future((RunnableLambda(slow) | PROMPT).ainvoke("x", {"callbacks": [handler]}))
+        await asyncio.sleep(0.05)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    asyncio.run(cancelled())
+    (PROMPT | chat(server)).invoke(QUESTION, {"callbacks": [handler]})
+    assert len(handler._runs) == 0
+
+
+def test_a_store_that_is_closed_keeps_no_run_open(server, tmp_path, caplog):
+    closed = TraceStore(tmp_path / "closed.db")
+    handler = SignalCallbackHandler(closed)
+    closed.close()
+    answer = (PROMPT | chat(server)).invoke(QUESTION, {"callbacks": [handler]})
+    assert answer.content == "an answer"
+    assert "the trace store is closed" in caplog.text
+    assert len(handler._runs) == 0
+
+
+def test_a_long_session_id_loses_no_trace(server, store):
+    handler = SignalCallbackHandler(store)
+    for _ in range(2):
+        (PROMPT | chat(server)).invoke(QUESTION, {"callbacks": [handler], "metadata": {"session_id": "s" * 1000}})
+    first, second = traces(store)
+    assert first.unit == second.unit
+    assert len(first.unit) == 64
+
+
+def test_of_two_calls_of_a_tool_the_one_that_failed_is_kept(server, store):
+    @tool
+    def look(what: str) -> str:
+        """Look."""
+        if what == "bad":
+            raise ValueError(what)
+        return what
+
+    handler = SignalCallbackHandler(store)
+
+    def both(message):
+        for what in ("bad", "good"):
+            with suppress(ValueError):
+                look.invoke({"what": what})
+        return message
+
+    (PROMPT | chat(server) | RunnableLambda(both)).invoke(QUESTION, {"callbacks": [handler]})
+    assert [(kind, source, value) for _, kind, source, value in signals(store)] == [("tool", "tool:look", 0.0)]
+
+
+def test_a_model_is_the_tier_of_its_name(server, store, caplog):
+    tiers = Portfolio((Tier("gpt-4o-mini", 0.15, 0.6), Tier("gpt-4o", 2.5, 10)), "gpt-4o")
+    handler = SignalCallbackHandler(store, portfolio=tiers)
+    for name in ("gpt-4o-mini", "gpt-4o-mini-2024-07-18", "gpt-4o", "some-model"):
+        (PROMPT | chat(server, name)).invoke(QUESTION, {"callbacks": [handler]})
+    assert [one.trace.attempts[0].tier for one in traces(store)] == ["gpt-4o-mini", "gpt-4o-mini", "gpt-4o", "gpt-4o"]
+    assert "some-model is taken for gpt-4o" in caplog.text
 
 
 def test_a_task_that_is_none_or_a_tier_that_is_unknown_is_refused(server, store):
