@@ -179,7 +179,7 @@ def show_ledger(console: Console, bill: Ledger, counts: Counts) -> None:
         else:
             console.print(f"{told} of {bill.always_usd:.4f} that the frontier alone costs", highlight=False)
         if bill.beside_usd and routed:
-            when = "never at this rate" if bill.break_even is None else f"after {bill.break_even} queries"
+            when = "never at this rate" if bill.break_even is None else f"after {bill.break_even} routed queries"
             console.print(f"Beside the answers: USD {bill.beside_usd:.4f}, earned {when}", highlight=False)
     console.print(
         f"{counts.signals} signals: {counts.repeated_signals} given again, {counts.late_signals} a day late or more, "

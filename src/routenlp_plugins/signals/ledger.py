@@ -59,7 +59,7 @@ class Ledger:
         interval_usd: of `saved_usd`, at 95 %: asymptotic, over which queries were audited. None with less than two
             audited answers.
         audited: answers below the frontier that the frontier was asked for too.
-        break_even: queries after which what was spent beside the answers is earned; None if that is never.
+        break_even: routed queries after which what was spent beside the answers is earned; None if that is never.
         unknown: why the saving is not known; empty if it is.
     """
 
@@ -90,7 +90,9 @@ def ledger(store: TraceStore, portfolio: Portfolio, since: float | None = None, 
     with store.reading() as connection:
         window = between(since, until)
         lines = tuple(_line(row, portfolio) for row in connection.execute(_sums(window)))
-        traces = int(connection.scalar(select(func.count()).select_from(tables.traces).where(*window)) or 0)
+        every = select(func.count()).select_from(tables.traces).where(*window)
+        traces = int(connection.scalar(every) or 0)
+        routed = int(connection.scalar(every.where(tables.traces.c.origin == "served")) or 0)
         answers = [line for line in lines if line.purpose == "answer"]
         below = sum(line.returned for line in answers if line.tier != portfolio.frontier)
         sample = _audited(connection, portfolio, window, below)
@@ -114,7 +116,7 @@ def ledger(store: TraceStore, portfolio: Portfolio, since: float | None = None, 
         gained - beside_usd,
         None if half is None else (gained - beside_usd - half, gained - beside_usd + half),
         sample.n,
-        _break_even(beside_usd, gained, traces),
+        _break_even(beside_usd, gained, routed),
         "",
     )
 
@@ -256,9 +258,9 @@ def _obstacle(lines: tuple[Line, ...], portfolio: Portfolio, below: int, audited
     return ""
 
 
-def _break_even(spent: float, gained: float, traces: int) -> int | None:
+def _break_even(spent: float, gained: float, routed: int) -> int | None:
     if spent <= 0:
         return 0
     if gained <= 0:
         return None
-    return int(-(-spent * traces // gained))
+    return int(-(-spent * routed // gained))
