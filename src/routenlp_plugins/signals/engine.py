@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from time import monotonic, sleep
@@ -12,13 +13,26 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Engine,
+    String,
+    create_engine,
+    event,
+    func,
+    literal,
+    make_url,
+    select,
+    text,
+)
+from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from ..errors import DataError, MissingExtraError
 
-__all__ = ["open_engine", "overwrite", "writing"]
+__all__ = ["among", "open_engine", "overwrite", "writing"]
 
 PATIENCE = {"connect_timeout": 10, "keepalives_idle": 30, "tcp_user_timeout": 30_000}
 """With a PostgreSQL server that does not answer: seconds, seconds, milliseconds."""
@@ -60,6 +74,16 @@ def open_engine(url: str | Path, *, create: bool = True) -> Engine:
 def writing(engine: Engine) -> Any:
     """A transaction that writes; SQLite's lock is taken at its start, since one that reads first may fail later."""
     return engine.execution_options(writes=True).begin()
+
+
+def among(connection: Connection, column: ColumnElement[str], values: Sequence[str]) -> ColumnElement[bool]:
+    """Whether a column has one of these values.
+
+    PostgreSQL compares many parameters, or those of an array, one after the other; rows of an array it joins.
+    """
+    if connection.dialect.name == "postgresql":
+        return column.in_(select(func.unnest(literal(list(values), ARRAY(String)))))
+    return column.in_(values)
 
 
 def overwrite(engine: Engine) -> None:

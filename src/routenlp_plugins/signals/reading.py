@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from sqlalchemy import ColumnElement, Engine, Row, and_, exists, literal, null, or_, select, union_all
 
 from ..types import Attempt, Completion, Query, Trace
 from . import tables
+from .engine import among
 from .rows import Recorded
 from .signal import Signal
 
@@ -36,11 +38,11 @@ def read_traces(
             page = page.where(or_(traces.c.at > last.at, and_(traces.c.at == last.at, traces.c.id > last.id)))
         with engine.begin() as connection:
             found = connection.execute(page).all()
-            ids = [row.id for row in found]
-            calls = _grouped(connection.execute(_of(tables.calls, ids).order_by(tables.calls.c.position)).all())
-            texts = {row.trace_id: row for row in connection.execute(_of(tables.contents, ids))}
-            runs = _grouped(connection.execute(_of(tables.runs, ids)).all())
-            said = _grouped(connection.execute(_said_of(ids)).all())
+            mine = partial(among, connection, values=[row.id for row in found])
+            calls = _grouped(connection.execute(_of(tables.calls, mine).order_by(tables.calls.c.position)).all())
+            texts = {row.trace_id: row for row in connection.execute(_of(tables.contents, mine))}
+            runs = _grouped(connection.execute(_of(tables.runs, mine)).all())
+            said = _grouped(connection.execute(_said_of(mine)).all())
         for row in found:
             recorded = _recorded(row, calls[row.id], texts.get(row.id), runs[row.id])
             yield recorded, _signals(said[row.id], calls[row.id], row.tier)
@@ -55,11 +57,15 @@ def between(since: float | None, until: float | None) -> list[Any]:
     return [*([at >= since] if since is not None else []), *([at < until] if until is not None else [])]
 
 
-def _of(table: Any, ids: Sequence[str]) -> Any:
-    return select(table).where(table.c.trace_id.in_(ids))
+Mine = Callable[[ColumnElement[str]], ColumnElement[bool]]
+"""Whether a column is one of the traces that are read."""
 
 
-def _said_of(ids: Sequence[str]) -> Any:
+def _of(table: Any, mine: Mine) -> Any:
+    return select(table).where(mine(table.c.trace_id))
+
+
+def _said_of(mine: Mine) -> Any:
     """Signals with the trace they are about and the position of its call, where its run id tells.
 
     A preference is about both of its runs.
@@ -74,17 +80,17 @@ def _said_of(ids: Sequence[str]) -> Any:
         signals.c.run_id.label("other"),
         (1 - signals.c.value).label("value"),
     )
-    return union_all(*_about(ids, signals.c.run_id, same), *_about(ids, signals.c.other, of_the_other))
+    return union_all(*_about(mine, signals.c.run_id, same), *_about(mine, signals.c.other, of_the_other))
 
 
-def _about(ids: Sequence[str], run: ColumnElement[str], told: Sequence[ColumnElement[Any]]) -> tuple[Any, Any]:
+def _about(mine: Mine, run: ColumnElement[str], told: Sequence[ColumnElement[Any]]) -> tuple[Any, Any]:
     """What is said of these traces, where this column of a signal is their id or that of one of their runs."""
     traces, runs, signals = tables.traces, tables.runs, tables.signals
     another, other = traces.alias(), runs.alias()
     same_run = select(another.c.id).join(other, other.c.trace_id == another.c.id).where(other.c.run_id == runs.c.run_id)
     later = or_(another.c.at > traces.c.at, and_(another.c.at == traces.c.at, another.c.id > traces.c.id))
     earlier = or_(another.c.at < traces.c.at, and_(another.c.at == traces.c.at, another.c.id < traces.c.id))
-    mine = and_(
+    last = and_(
         ~exists(same_run.where(later, another.c.at <= signals.c.at).correlate(traces, runs, signals)),
         or_(traces.c.at <= signals.c.at, ~exists(same_run.where(earlier).correlate(traces, runs))),
     )
@@ -93,9 +99,9 @@ def _about(ids: Sequence[str], run: ColumnElement[str], told: Sequence[ColumnEle
         select(*told, signals.c.at, traces.c.id.label("trace_id"), runs.c.position)
         .join(runs, runs.c.run_id == run)
         .join(traces, traces.c.id == runs.c.trace_id)
-        .where(traces.c.id.in_(ids), mine, ~itself)
+        .where(mine(traces.c.id), last, ~itself)
     )
-    by_id = select(*told, signals.c.at, run.label("trace_id"), null().label("position")).where(run.in_(ids))
+    by_id = select(*told, signals.c.at, run.label("trace_id"), null().label("position")).where(mine(run))
     return by_id, by_run
 
 

@@ -11,6 +11,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from ..errors import DataError
 from . import tables
+from .engine import among
 from .redaction import Redaction
 from .rows import Extra, rows_of_extra
 
@@ -47,7 +48,7 @@ def known_ids(connection: Connection, ids: Sequence[str]) -> set[str]:
     """Those of these traces that are written."""
     if not ids:
         return set()
-    return set(connection.scalars(select(tables.traces.c.id).where(tables.traces.c.id.in_(ids))))
+    return set(connection.scalars(select(tables.traces.c.id).where(among(connection, tables.traces.c.id, ids))))
 
 
 def add_calls(connection: Connection, extra: Extra, redaction: Redaction) -> None:
