@@ -46,7 +46,7 @@ from routenlp_plugins import (  # noqa: E402
     ledger,
 )
 
-TRACES, REQUESTS, PAUSE = 30_000, 8_000, 0.002
+TRACES, REQUESTS, PAUSE = 30_000, 24_000, 0.002
 LARGE = 1_000_000
 
 
