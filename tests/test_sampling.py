@@ -179,6 +179,17 @@ def test_what_is_said_of_a_failed_call_is_not_said_of_the_answer(store):
     assert row.outcomes[FRONTIER].quality is None
 
 
+def test_a_signal_about_a_tier_that_was_never_asked_is_counted(store):
+    serve(store, "run", runs={"root": None})
+    for run in ("run", "root"):
+        store.signal(run, "audit", 1, "right", tier=FRONTIER)
+        store.signal(run, "audit", 1, "wrong", tier="frontire")
+    store.signal("nobody", "audit", 1, tier="frontire")
+    store.flush()
+    counts = store.counts()
+    assert (counts.misplaced_signals, counts.unknown_signals) == (2, 1)
+
+
 def test_calls_with_tools_are_no_rows(store):
     trace = Trace(Query("q", "t", requires=frozenset({"tools"})), "t", (call(FRONTIER, accepted=True),), "")
     store.record(trace, "run")

@@ -186,6 +186,8 @@ def show_ledger(console: Console, bill: Ledger, counts: Counts) -> None:
         f"{counts.unknown_signals} about unknown runs",
         highlight=False,
     )
+    if counts.misplaced_signals:
+        console.print(f"{counts.misplaced_signals} signals are about tiers that were never asked", style="yellow")
     if counts.dropped:
         console.print(f"{counts.dropped} traces or signals were dropped: too much waited to be written", style="yellow")
 

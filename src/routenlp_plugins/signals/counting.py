@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import Connection, func, select
 
 from . import tables
-from .statements import has_trace
+from .statements import has_trace, misplaced
 
 __all__ = ["Counts"]
 
@@ -24,6 +24,7 @@ class Counts:
         repeated_signals: given again, the same or corrected.
         late_signals: given more than a day after their trace.
         unknown_signals: about a run that no trace is known of, so far.
+        misplaced_signals: about a tier that was never asked in a trace that is known: its name may be wrong.
         dropped: traces and signals that were never written, because too much waited.
     """
 
@@ -33,6 +34,7 @@ class Counts:
     repeated_signals: int
     late_signals: int
     unknown_signals: int
+    misplaced_signals: int
     dropped: int
 
     def as_dict(self) -> dict[str, int]:
@@ -54,6 +56,7 @@ class Counts:
             signals=number(select(func.count()).select_from(signals)),
             repeated_signals=number(select(func.sum(signals.c.given - 1))),
             late_signals=number(select(func.count()).select_from(signals).where(late)),
+            misplaced_signals=number(select(func.count()).select_from(signals).where(misplaced())),
             unknown_signals=number(select(func.count()).select_from(signals).where(~has_trace())),
             dropped=number(select(func.sum(tables.drops.c.number))),
         )

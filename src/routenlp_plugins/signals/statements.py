@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from time import sleep
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, case, delete, exists, func, insert, or_, select
+from sqlalchemy import Connection, and_, case, delete, exists, func, insert, or_, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from ..errors import DataError
@@ -15,7 +15,7 @@ from .engine import among
 from .redaction import Redaction
 from .rows import Extra, rows_of_extra
 
-__all__ = ["Rows", "add_calls", "gently", "has_trace", "known_ids", "new_names", "pruned", "upsert"]
+__all__ = ["Rows", "add_calls", "gently", "has_trace", "known_ids", "misplaced", "new_names", "pruned", "upsert"]
 
 Made = TypeVar("Made")
 
@@ -107,6 +107,15 @@ def has_trace(*conditions: Any) -> Any:
     itself = select(traces.c.id).where(traces.c.id == signals.c.run_id, *conditions).correlate(signals)
     other = select(traces.c.id).join(runs, runs.c.trace_id == traces.c.id)
     return or_(exists(itself), exists(other.where(runs.c.run_id == signals.c.run_id, *conditions).correlate(signals)))
+
+
+def misplaced() -> Any:
+    """Of a signal: whether it is about a tier that no trace it may be about has called."""
+    calls, runs, signals = tables.calls, tables.runs, tables.signals
+    called = select(calls.c.trace_id).where(calls.c.tier == signals.c.tier)
+    itself = exists(called.where(calls.c.trace_id == signals.c.run_id).correlate(signals))
+    by_run = called.join(runs, runs.c.trace_id == calls.c.trace_id).where(runs.c.run_id == signals.c.run_id)
+    return and_(signals.c.tier != "", has_trace(), ~itself, ~exists(by_run.correlate(signals)))
 
 
 def pruned(connection: Connection, before: float) -> int:
