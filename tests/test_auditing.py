@@ -32,6 +32,7 @@ from routenlp_plugins import (
 )
 from routenlp_plugins.evaluate.outcomes import read_outcomes
 from routenlp_plugins.policy import Rung
+from routenlp_plugins.signals.keeping import kept
 
 EVERYTHING = AuditOptions(share=1.0)
 
@@ -124,7 +125,7 @@ def test_a_store_keeps_what_was_answered_what_audits_called_and_what_they_found(
         audits = list(read_outcomes(tmp_path / "log.jsonl"))
         rows = list(store.outcomes(labelled=True))
         traces = list(store.traces())
-        bill = ledger(store, release.portfolio)
+        bill, quality = ledger(store, release.portfolio), kept(store, release.portfolio)
     assert len(traces) == 200
     assert {one.id for one in traces} == {answer.trace.id for answer in answers}
     assert {one.propensity for one in traces} == {0.5}
@@ -138,6 +139,12 @@ def test_a_store_keeps_what_was_answered_what_audits_called_and_what_they_found(
     assert sum(line.calls for line in bill.lines) == len(world.calls)
     assert sum(line.usd for line in bill.lines if line.purpose == "audit") == pytest.approx(router.spent_usd)
     assert bill.saved_usd is not None
+    returned = [
+        row.outcomes[one.trace.accepted.tier].quality for row in rows for one in traces if one.id == row.source[6:]
+    ]
+    assert (quality.audited, quality.unknown) == (len(rows), "")
+    assert quality.quality == pytest.approx(np.mean(returned))
+    assert quality.of_frontier == pytest.approx(np.mean([row.outcomes[FRONTIER].quality for row in rows]))
     assert bill.audited == sum(
         not any(a.tier == FRONTIER for a in one.trace.attempts) and FRONTIER in facts(rows).get(one.trace.query.id, {})
         for one in traces

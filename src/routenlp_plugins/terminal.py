@@ -13,6 +13,7 @@ from .policy import Policy, Rung
 from .release import Release
 from .replaying import Replay
 from .signals.counting import Counts
+from .signals.keeping import Kept
 from .signals.labels import LabelModel
 from .signals.ledger import Ledger
 
@@ -146,8 +147,8 @@ def _number(value: float | None, missing: str = "") -> str:
     return missing if value is None else f"{value:.4f}"
 
 
-def show_ledger(console: Console, bill: Ledger, counts: Counts) -> None:
-    """The calls by purpose and tier, what was saved, and what the store holds."""
+def show_ledger(console: Console, bill: Ledger, kept: Kept, counts: Counts) -> None:
+    """The calls by purpose and tier, what was saved and kept, and what the store holds."""
     columns: dict[str, list[int] | list[float]] = {
         "calls": [line.calls for line in bill.lines],
         "returned": [line.returned for line in bill.lines],
@@ -181,6 +182,11 @@ def show_ledger(console: Console, bill: Ledger, counts: Counts) -> None:
         if bill.beside_usd and routed:
             when = "never at this rate" if bill.break_even is None else f"after {bill.break_even} routed queries"
             console.print(f"Beside the answers: USD {bill.beside_usd:.4f}, earned {when}", highlight=False)
+    if any(line.returned for line in bill.lines if line.tier != bill.frontier):
+        told = kept.unknown
+        if kept.quality is not None and kept.of_frontier is not None:
+            told = f"{kept.quality:.3f}, that of the frontier {kept.of_frontier:.3f}, on {kept.audited} audited queries"
+        console.print(f"Quality: {told}", highlight=False, markup=False)
     console.print(
         f"{counts.signals} signals: {counts.repeated_signals} given again, {counts.late_signals} a day late or more, "
         f"{counts.unknown_signals} about unknown runs",

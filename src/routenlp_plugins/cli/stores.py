@@ -95,8 +95,9 @@ def report(
     days: Annotated[float | None, typer.Option(help="Only the last so many days.")] = None,
     as_json: AsJson = None,
 ) -> None:
-    """What happened: calls, cost, what was saved and how sure that is, and what a store holds."""
+    """What happened: calls, cost, what was saved and how sure that is, what was kept, and what a store holds."""
     from ..portfolio import Portfolio
+    from ..signals.keeping import kept
     from ..signals.ledger import ledger
     from ..signals.store import TraceStore
     from ..terminal import show_ledger
@@ -104,12 +105,12 @@ def report(
     with bad_input(as_json):
         known = Portfolio.from_yaml(portfolio)
         with TraceStore(store, create=False) as opened:
-            bill = ledger(opened, known, since_days(days))
-            counts = opened.counts()
+            since = since_days(days)
+            bill, quality, counts = ledger(opened, known, since), kept(opened, known, since), opened.counts()
     if as_json is not None:
-        write_json({"counts": counts.as_dict(), "ledger": bill.as_dict()}, as_json)
+        write_json({"counts": counts.as_dict(), "ledger": bill.as_dict(), "kept": quality.as_dict()}, as_json)
         return
-    show_ledger(Console(), bill, counts)
+    show_ledger(Console(), bill, quality, counts)
 
 
 @app.command(cls=Command)

@@ -22,7 +22,7 @@ FACTS = ("model", "prompt", "input_tokens", "cached_tokens", "output_tokens", "c
 
 
 def read_traces(
-    engine: Engine, since: float | None, until: float | None
+    engine: Engine, since: float | None, until: float | None, *conditions: ColumnElement[bool]
 ) -> Iterator[tuple[Recorded, tuple[Signal, ...]]]:
     """What was recorded in [since, until), in order of time and id, and what was said of each.
 
@@ -30,7 +30,7 @@ def read_traces(
     one before it was said, or of the first if there is none.
     """
     traces = tables.traces
-    chosen = select(traces).where(*between(since, until)).order_by(traces.c.at, traces.c.id).limit(PAGE)
+    chosen = select(traces).where(*between(since, until), *conditions).order_by(traces.c.at, traces.c.id).limit(PAGE)
     last: Row[Any] | None = None
     while True:
         page = chosen

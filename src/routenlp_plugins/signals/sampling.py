@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, func, select, union
+from sqlalchemy import ColumnElement, Connection, exists, func, or_, select
 
 from ..errors import DataError
 from ..evaluate.units import unit_interval
@@ -14,7 +14,7 @@ from . import tables
 from .reading import between
 from .rows import Recorded
 
-__all__ = ["Groups", "audited_units", "certain_audits", "designed", "drawn", "spared"]
+__all__ = ["Groups", "audited_units", "certain_audits", "designed", "drawn", "spared", "was_audited"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,17 +55,19 @@ class Groups:
         return recorded.id if named is None or named in self.queries else named
 
 
+def was_audited() -> ColumnElement[bool]:
+    """Of a trace: whether an audit may be about it."""
+    traces, runs, signals = tables.traces, tables.runs, tables.signals
+    audits = select(signals.c.run_id).where(signals.c.kind == "audit")
+    by_run = audits.join(runs, runs.c.run_id == signals.c.run_id).where(runs.c.trace_id == traces.c.id)
+    itself = exists(audits.where(signals.c.run_id == traces.c.id).correlate(traces))
+    return or_(itself, exists(by_run.correlate(traces)))
+
+
 def audited_units(connection: Connection, groups: Groups) -> set[str]:
     """Units of which an answer was audited."""
-    traces, runs, signals = tables.traces, tables.runs, tables.signals
-    facts = select(traces.c.id, traces.c.unit, traces.c.query_id)
-    by_id = facts.join(signals, signals.c.run_id == traces.c.id).where(signals.c.kind == "audit")
-    by_run = (
-        facts.join(runs, runs.c.trace_id == traces.c.id)
-        .join(signals, signals.c.run_id == runs.c.run_id)
-        .where(signals.c.kind == "audit")
-    )
-    found = connection.execute(union(by_id, by_run))
+    traces = tables.traces
+    found = connection.execute(select(traces.c.id, traces.c.unit, traces.c.query_id).where(was_audited()))
     return {groups.group(row.unit, row.query_id) or row.unit or row.id for row in found}
 
 

@@ -28,7 +28,7 @@ from .opinions import Judged, audited, judged
 from .reading import between, read_traces
 from .redaction import Redact, Redaction
 from .rows import Extra, Recorded, row_of_signal, rows_of_runs, rows_of_trace
-from .sampling import Groups, audited_units, certain_audits, designed, drawn, spared
+from .sampling import Groups, audited_units, certain_audits, designed, drawn, spared, was_audited
 from .signal import Signal
 from .statements import Rows, add_calls, gently, known_ids, new_names, pruned, upsert
 from .writer import Writer
@@ -283,7 +283,7 @@ class TraceStore:
                 return 1 - spare
             return spare if unaudited else None
 
-        found = read_traces(self._reading, since, until)
+        found = read_traces(self._reading, since, until, *([was_audited()] if labelled else []))
         if beside is not None:
             found = ((recorded, signals) for recorded, signals in found if recorded.beside.get(beside))
         if left_out:
@@ -299,7 +299,7 @@ class TraceStore:
         since, until = _window(since, until)
         with self._reading.begin() as connection:
             groups = Groups.of(connection)
-        return judged(read_traces(self._reading, since, until), groups.unit, agree)
+        return judged(read_traces(self._reading, since, until, was_audited()), groups.unit, agree)
 
     def draw(
         self, share: float, since: float | None = None, until: float | None = None, *, seed: int = 0
