@@ -8,7 +8,19 @@ import pytest
 from helpers import FRONTIER, MIDDLE, SMALL, portfolio, record, rows, write_jsonl
 from typer.testing import CliRunner
 
-from routenlp_plugins import DataError, ImportOptions, Portfolio, PortfolioError, Tier, TraceStore, import_traces
+from routenlp_plugins import (
+    Attempt,
+    Completion,
+    DataError,
+    ImportOptions,
+    Portfolio,
+    PortfolioError,
+    Query,
+    Tier,
+    Trace,
+    TraceStore,
+    import_traces,
+)
 from routenlp_plugins.cli import app
 from routenlp_plugins.evaluate.outcomes import outcome_line, read_outcomes
 
@@ -130,6 +142,30 @@ def test_outcomes_that_are_imported_twice_cost_once_and_are_told(store, tmp_path
     assert (first.traces, first.known, second.traces, second.known) == (2, 0, 2, 2)
     assert store.counts().calls == 4
     assert {row.propensity for row in store.outcomes(labelled=True)} == {1.0}
+
+
+def test_an_id_that_is_used_again_for_another_question_is_refused(store, tmp_path):
+    import_traces(store, write_jsonl(tmp_path / "jan.jsonl", record("0")), "outcomes", ImportOptions(portfolio()))
+    other = write_jsonl(tmp_path / "feb.jsonl", {**record("0"), "text": "another question"})
+    with pytest.raises(DataError, match="0: a trace of this id is in the store and has another text"):
+        import_traces(store, other, "outcomes", ImportOptions(portfolio()))
+
+
+def test_what_reviewers_say_of_routed_queries_finds_each_answer(store, tmp_path):
+    small = Attempt(SMALL, True, completion=Completion("so", input_tokens=1, output_tokens=1))
+    for name in ("alone", "both"):
+        store.record(Trace(Query("q", "t"), "t", (small,), ""), name, propensity=1.0)
+    dear = Attempt(FRONTIER, False, completion=Completion("no", input_tokens=1, output_tokens=1))
+    store.record_calls("both", "audit", [dear])
+    store.flush()
+    lines = [json.loads(outcome_line(row)) for row in store.outcomes()]
+    for line in lines:
+        for tier, outcome in line["outcomes"].items():
+            outcome["quality"] = float(tier == FRONTIER)
+    import_traces(store, write_jsonl(tmp_path / "review.jsonl", *lines), "outcomes", ImportOptions(portfolio()))
+    found = {row.query.id: {tier: one.quality for tier, one in row.outcomes.items()} for row in store.outcomes()}
+    assert found == {"alone": {SMALL: 0.0}, "both": {SMALL: 0.0, FRONTIER: 1.0}}
+    assert store.counts().calls == 3
 
 
 def test_a_model_is_the_tier_of_its_name_and_the_request_helps(store, tmp_path):

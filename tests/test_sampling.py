@@ -55,11 +55,17 @@ def test_what_is_audited_is_drawn_by_chance_and_the_chance_is_kept(store):
     store.flush()
     drawn = {one.id for one in store.draw(0.2, until=300.0)}
     assert 30 < len(drawn) < 90
-    assert {one.id for one in store.draw(0.2, until=300.0)} == drawn != {one.id for one in store.draw(0.2, seed=1)}
-    chances = {one.id: one.propensity for one in store.traces()}
-    assert (chances["known"], chances["run-299"], chances["run-399"]) == (1.0, 0.2, 0.2)
+    assert {one.id for one in store.draw(0.2, until=300.0)} == drawn
+    # another seed finds nothing that nobody has drawn from, a larger share finds more
+    assert store.draw(0.2, until=300.0, seed=1) == []
+    more = {one.id for one in store.draw(0.4, until=300.0)}
+    assert drawn < more
+    assert 80 < len(more) < 160
+    chances = {one.id: (one.propensity, one.drawn) for one in store.traces()}
+    assert (chances["known"], chances["run-399"]) == ((1.0, None), (None, None))
+    assert all(chances[f"run-{i}"] == (0.4, f"run-{i}" in more) for i in range(300))
     for wrong in (0, 1.5, True, float("nan")):
-        with pytest.raises(DataError, match=r"propensity must be in \(0, 1\]"):
+        with pytest.raises(DataError, match=r"share must be in \(0, 1\]"):
             store.draw(wrong)
 
 
@@ -69,12 +75,64 @@ def test_audits_that_nobody_drew_are_no_sample(store):
         store.signal(f"run-{i}", "audit", float(i % 2))
         store.signal(f"run-{i}", "thumbs", float(i % 2))
     store.flush()
-    with pytest.raises(DataError, match="nobody told with what probability it was to be audited"):
+    with pytest.raises(DataError, match="it was audited, and nobody told with what probability"):
         list(store.outcomes(labelled=True))
     with pytest.raises(DataError, match="was audited, and nobody told with what probability"):
         LabelModel.learn(store.judged())
     assert store.design(0.5) == 20
     assert {row.propensity for row in store.outcomes(labelled=True)} == {0.5}
+
+
+def test_a_draw_makes_no_sample_of_what_reviewers_picked(store):
+    for i in range(200):
+        serve(store, f"run-{i}")
+        if i % 3 == 0:
+            store.signal(f"run-{i}", "audit", 1)
+    store.flush()
+    drawn = {one.id for one in store.draw(0.3)}
+    rows = {row.query.id: row for row in store.outcomes(labelled=True)}
+    assert set(rows) == drawn
+    # what was drawn and never audited has no quality, which counts as bad
+    assert {name for name, row in rows.items() if row.outcomes[FRONTIER].quality is None} == {
+        name for name in drawn if int(name[4:]) % 3
+    }
+    assert {one.unit for one in store.judged()} == {name for name in drawn if int(name[4:]) % 3 == 0}
+
+
+def test_dialogues_are_drawn_whole_and_may_be_fitted(store):
+    rng = np.random.default_rng(0)
+    for i in range(600):
+        for turn in range(1 + i % 2):
+            good = rng.random() < 0.9
+            name = f"{i}-{turn}"
+            serve(store, name, text=f"question {name}", unit=f"dialogue-{i}")
+            sure = float(rng.beta(8, 1) if good else rng.beta(1, 4))
+            store.record_calls(name, "shadow", [call(SMALL, confidence=sure)])
+    store.flush()
+    drawn = store.draw(0.5)
+    by_unit = {one.unit for one in drawn}
+    assert {one.id for one in store.traces() if one.unit in by_unit} == {one.id for one in drawn}
+    for one in drawn:
+        store.signal(one.id, "audit", 1, tier=FRONTIER)
+        sure = one.beside["shadow"][0].completion.confidence
+        store.signal(one.id, "audit", float(sure > 0.5), tier=SMALL)
+    store.flush()
+    # a later turn of an audited dialogue is no part of the sample
+    serve(store, "later", unit=drawn[0].unit)
+    store.flush()
+    rows = list(store.outcomes(labelled=True))
+    assert {row.query.id for row in rows} == {one.id for one in drawn}
+    assert {row.propensity for row in rows} == {0.5}
+    assert fit(rows, portfolio(), alpha=0.1, options=FitOptions(router=None)).certificate.certified == ("t",)
+
+
+def test_a_judge_of_the_same_model_takes_no_answers_place(store):
+    serve(store, "run")
+    store.record_calls("run", "shadow", [call(SMALL, "the answer")])
+    store.record_calls("run", "judge", [call(SMALL, "yes")])
+    store.flush()
+    (row,) = store.outcomes(beside="shadow")
+    assert row.outcomes[SMALL].completion.text == "the answer"
 
 
 def test_what_was_certain_to_be_audited_has_nobody_to_speak_for_it(store):
@@ -100,10 +158,10 @@ def test_unaudited_rows_tell_how_probable_they_were(store):
     rows = {row.query.id: row for row in store.outcomes(thumbs, unaudited=True)}
     assert set(rows) == {f"run-{i}" for i in range(1, 10)} | {f"turn-{i}" for i in range(2, 10)}
     assert rows["run-5"].propensity == 0.75
-    # none of two turns
-    assert (rows["turn-4"].group, rows["turn-4"].propensity) == ("dialogue-2", 0.25)
+    # a dialogue is drawn whole
+    assert (rows["turn-4"].group, rows["turn-4"].propensity) == ("dialogue-2", 0.5)
     (audited,) = (row for row in store.outcomes(labelled=True) if row.group)
-    assert audited.propensity == 0.75
+    assert audited.propensity == 0.5
 
 
 @pytest.mark.parametrize(
@@ -262,6 +320,30 @@ def test_the_interval_holds_with_unequal_propensities(tmp_path):
             held += bill.interval_usd[0] <= bill.saved_usd - bill.always_usd + truth <= bill.interval_usd[1]
     # few audits of a skewed cost: P(Binomial(40, 0.9) < 31) < 0.02
     assert held >= 31
+
+
+def test_the_bill_knows_what_could_not_be_audited_and_what_was_asked_often(tmp_path):
+    def routed(store, name, query_id, usd, **facts):
+        trace = Trace(Query("q", "t", query_id), "t", (call(SMALL, accepted=True, cost_usd=0.0),), "")
+        store.record(trace, name, **facts)
+        if facts.get("drawn"):
+            store.record_calls(name, "audit", [call(FRONTIER, cost_usd=usd)])
+
+    with TraceStore(tmp_path / "often.db") as store:
+        for i in range(100):
+            routed(store, f"rare-{i}", f"rare-{i}", 10.0, propensity=0.5, drawn=i % 2 == 0)
+            for k in range(10):
+                routed(store, f"often-{i}-{k}", f"often-{i}", 0.1, propensity=0.5, drawn=i % 2 == 0 if k == 0 else None)
+        store.flush()
+        assert ledger(store, portfolio()).always_usd == pytest.approx(100 * 10 + 1000 * 0.1)
+    with TraceStore(tmp_path / "part.db") as store:
+        for i in range(20):
+            routed(store, f"before-{i}", None, 1.0)
+            routed(store, f"since-{i}", None, 50.0, propensity=0.5, drawn=i % 2 == 0)
+        store.flush()
+        bill = ledger(store, portfolio())
+        assert (bill.saved_usd, bill.always_usd) == (None, None)
+        assert "20 of 40 queries that were answered below the frontier could not have been audited" in bill.unknown
 
 
 def test_reviewers_get_a_file_and_give_it_back(store, tmp_path):

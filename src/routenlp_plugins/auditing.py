@@ -275,8 +275,14 @@ class Auditor:
 
     def _record(self, trace: Trace) -> None:
         if self.store is not None:
-            audited = self._speaks_of(trace.query, trace.task)
-            self.store.record(trace, propensity=self.options.share if audited else None)
+            if not self._speaks_of(trace.query, trace.task):
+                self.store.record(trace)
+                return
+            with self._writing:
+                again = trace.query.id in self._seen or trace.query.id in self._taken
+            # a query is audited once
+            drawn = None if again else self.drawn(trace.query)
+            self.store.record(trace, propensity=self.options.share, drawn=drawn)
 
     def _check(self, row: OutcomeRow) -> None:
         unknown = [tier for tier in row.outcomes if tier not in self.certified.release.portfolio.names]

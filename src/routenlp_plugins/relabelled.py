@@ -68,8 +68,9 @@ def check_labels(rows: Sequence[OutcomeRow], portfolio: Portfolio, noise: Noise,
     if unknown:
         raise DataError(f"noise: no answer of task {unknown[0]!r} was audited: nothing is known of its labels")
     for task in sorted({row.query.task or "" for row in rows}):
-        floor = portfolio.task(task).tau
-        if noise.tau is not None and floor is not None and floor != noise.tau:
+        # without a floor quality is 0 or 1
+        floor = portfolio.task(task).tau or 1.0
+        if noise.tau is not None and floor != noise.tau:
             raise DataError(
                 f"noise: labels tell whether quality reaches {noise.tau:g}, and tau of task {task!r} is {floor:g}; "
                 f"learn them with tau={floor:g}"

@@ -67,6 +67,7 @@ class OutcomeRow:
         policy: fingerprint of the certified policy that an audit was made for.
         asked: the words that the tiers were asked with, where a chain around them made others of the query's.
         source: ``file:line`` it was read from.
+        whole_groups: whether groups were selected whole, so that `propensity` is that of the group.
     """
 
     query: Query
@@ -78,6 +79,7 @@ class OutcomeRow:
     policy: str | None = None
     asked: str | None = None
     source: str = ""
+    whole_groups: bool = False
 
     @property
     def seen(self) -> Query:

@@ -98,7 +98,7 @@ def check_design(rows: Sequence[OutcomeRow], smallest: float | None) -> None:
     if smallest is not None and found[0] < smallest:
         least = min(rows, key=propensity)
         raise DataError(f"{least.source}: propensity {found[0]:g} is below the smallest of the design, {smallest:g}")
-    if any(row.group is not None for row in rows) and found != [1.0]:
+    if any(row.group is not None and not row.whole_groups for row in rows) and found != [1.0]:
         raise DataError(
             "propensity: it is the chance of a row, and these rows carry groups, whose chance depends on their size; "
             "label whole groups that are drawn alike, and leave propensity out"

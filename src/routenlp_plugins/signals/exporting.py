@@ -53,13 +53,13 @@ def outcomes_of(
     label: Label,
     groups: Groups,
     agree: Comparator,
-    chance: Callable[[Recorded, str | None], float | None],
+    chance: Callable[[Recorded, bool], float | None],
 ) -> Iterator[OutcomeRow]:
     """A row for each trace with calls that a release may be fitted on: of text alone.
 
     Args:
         agree: whether two answers say the same.
-        chance: of a trace and its group the probability with which it was drawn.
+        chance: of a trace, and whether it was audited, the probability with which its unit was drawn.
     """
     for recorded, signals in traces:
         trace = recorded.trace
@@ -73,7 +73,8 @@ def outcomes_of(
             {attempt.tier: _outcome(attempt, opinion, label, recorded.id) for attempt, opinion in found},
             group=group,
             timestamp=datetime.fromtimestamp(recorded.at, UTC).isoformat(),
-            propensity=chance(recorded, group),
+            propensity=chance(recorded, any(signal.kind == "audit" for signal in signals)),
+            whole_groups=True,
             asked=asked,
             source=f"trace {recorded.id}",
         )

@@ -62,21 +62,35 @@ def import_traces(store: TraceStore, paths: Paths, form: str, options: ImportOpt
 
     traces = known = signals = 0
     last = None
-    seen: set[str] = set()
+    seen: dict[str, tuple[str, str | None]] = {}
     files = [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]
     for number, found in enumerate(readers[form](_lines(files, bad), options, bad), start=1):
         if found.trace is not None:
             traces += 1
             one = found.trace
-            origin = store.origin_of(one.id) if one.id not in seen else "imported"
-            known += origin is not None
-            seen.add(one.id)
-            last = store.record(
-                one.trace, one.id, runs=one.runs, unit=one.unit, origin="imported", propensity=one.propensity, at=one.at
-            )
-            # what was exported from here comes back without news
-            if found.beside and origin in (None, "imported"):
-                last = store.record_calls(one.id, "shadow", found.beside, "imported")
+            there = seen.get(one.id) or store.known(one.id)
+            words = one.trace.query.text
+            known += there is not None
+            try:
+                _check_known(one, there)
+            except DataError as error:
+                bad(error)
+                continue
+            seen[one.id] = there or ("imported", words)
+            if there is None or there[0] == "imported":
+                last = store.record(
+                    one.trace,
+                    one.id,
+                    runs=one.runs,
+                    unit=one.unit,
+                    origin="imported",
+                    propensity=one.propensity,
+                    drawn=one.drawn,
+                    at=one.at,
+                )
+                # what was exported from here comes back without news
+                if found.beside:
+                    last = store.record_calls(one.id, "shadow", found.beside, "imported")
         for signal in found.signals:
             signals += 1
             last = store.give(signal)
@@ -85,6 +99,19 @@ def import_traces(store: TraceStore, paths: Paths, form: str, options: ImportOpt
             last.result()
     store.flush()
     return Imported(traces, known, signals, skipped)
+
+
+def _check_known(one: Recorded, there: tuple[str, str | None] | None) -> None:
+    if there is None and not one.trace.attempts:
+        raise DataError(f"{one.id}: outcomes: the frontier is missing, whose answers are taken for those served")
+    if there is not None and there[1] not in (None, one.trace.query.text) and not _is_hash(there[1]):
+        raise DataError(
+            f"{one.id}: a trace of this id is in the store and has another text; give the records ids of their own"
+        )
+
+
+def _is_hash(text: str | None) -> bool:
+    return text is not None and len(text) == 64 and all(letter in "0123456789abcdef" for letter in text)
 
 
 def _lines(files: list[Path], bad: Callable[[DataError], None]) -> Iterator[Line]:
@@ -118,23 +145,24 @@ def _outcomes(lines: Iterator[Line], options: ImportOptions, bad: Callable[[Data
                 )
                 for tier, outcome in row.outcomes.items()
             }
-            if frontier not in attempts:
-                raise DataError(f"{line.source}: outcomes: the frontier {frontier!r} is missing")
+            # of what is in the store already, only what was said of it is new
+            served = (attempts.pop(frontier),) if frontier in attempts else ()
             name = identity(row.query.id, line)
             recorded = Recorded(
                 name,
                 when(row.timestamp, line.source),
-                Trace(row.query, row.query.task, (attempts.pop(frontier),), "imported"),
+                Trace(row.query, row.query.task, served, "imported"),
                 "imported",
                 row.group,
                 # a row that does not say so was labelled like all
                 1.0 if row.propensity is None else row.propensity,
+                drawn=True,
             )
         except DataError as error:
             bad(error)
             continue
         signals = tuple(
-            Signal(name, "audit", outcome.quality, "imported", recorded.at, tier=None if tier == frontier else tier)
+            Signal(name, "audit", outcome.quality, "imported", recorded.at, tier=tier)
             for tier, outcome in row.outcomes.items()
             if outcome.quality is not None
         )

@@ -42,7 +42,7 @@ def kept(store: TraceStore, portfolio: Portfolio, since: float | None = None, un
     weights: list[float] = []
     strange = 0
     for recorded, signals in read_traces(store.engine, since, until, was_audited()):
-        if recorded.origin != "served":
+        if recorded.origin != "served" or recorded.drawn is False:
             continue
         said = {
             attempt.tier: (quality, opinion.is_returned)

@@ -96,10 +96,16 @@ def ledger(store: TraceStore, portfolio: Portfolio, since: float | None = None, 
         answers = [line for line in lines if line.purpose == "answer"]
         below = sum(line.returned for line in answers if line.tier != portfolio.frontier)
         sample = _audited(connection, portfolio, window, below)
+        outside, routed_below = _undesigned(connection, portfolio.frontier, window)
     beside = [line for line in lines if line.purpose != "answer"]
     answers_usd, beside_usd = _total(answers), _total(beside)
     billed = sum(line.usd for line in answers if line.tier == portfolio.frontier)
     unknown = _obstacle(lines, portfolio, below, sample.n)
+    if not unknown and 0 < outside < routed_below:
+        unknown = (
+            f"{outside} of {routed_below} queries that were answered below the frontier could not have been audited: "
+            "what it would have cost is not known of them; look at the time since an Auditor serves (--days)"
+        )
     if unknown or answers_usd is None or beside_usd is None:
         known = portfolio.frontier, traces, lines, answers_usd, beside_usd
         return Ledger(*known, None, None, None, sample.n, None, unknown)
@@ -123,9 +129,16 @@ def ledger(store: TraceStore, portfolio: Portfolio, since: float | None = None, 
 
 @dataclass(frozen=True, slots=True)
 class _Sample:
-    """What the frontier costs on audited answers of other tiers, query by query, and how probable each audit was."""
+    """What the frontier costs on audited queries that other tiers answered.
+
+    Attributes:
+        usd: of each query.
+        asked: how often it was answered below the frontier.
+        propensity: probability with which it was to be audited.
+    """
 
     usd: NDArray[np.float64]
+    asked: NDArray[np.float64]
     propensity: NDArray[np.float64]
 
     @property
@@ -135,15 +148,15 @@ class _Sample:
 
     @property
     def mean(self) -> float:
-        """Weighted by the inverse propensities (Hajek 1971)."""
-        return float(np.average(self.usd, weights=1 / self.propensity)) if self.n else 0.0
+        """Of an answer, weighted by the inverse propensities (Hajek 1971)."""
+        return float(np.average(self.usd, weights=self.asked / self.propensity)) if self.n else 0.0
 
     @property
     def error(self) -> float:
         """Standard error of the mean where each query is audited by itself: linearised, as Horvitz and Thompson do."""
         if self.n < 2:
             return 0.0
-        weight = 1 / self.propensity
+        weight = self.asked / self.propensity
         spread = weight**2 * (1 - self.propensity) * (self.usd - self.mean) ** 2
         return float(np.sqrt(spread.sum() * self.n / (self.n - 1)) / weight.sum())
 
@@ -207,9 +220,10 @@ def _audited(connection: Connection, portfolio: Portfolio, window: list[Any], be
     """
     calls, traces = tables.calls, tables.traces
     frontier = portfolio.tier(portfolio.frontier)
+    query = func.coalesce(traces.c.query_id, traces.c.id)
     mine = (
         select(
-            calls.c.trace_id,
+            query.label("query"),
             traces.c.propensity,
             calls.c.cost_usd,
             calls.c.input_tokens,
@@ -228,11 +242,26 @@ def _audited(connection: Connection, portfolio: Portfolio, window: list[Any], be
         if known is not None:
             paid[name].append(known)
             chance[name] = propensity
+    again = (
+        select(traces.c.query_id, func.count())
+        .where(traces.c.query_id.is_not(None), traces.c.tier != frontier.name, *window)
+        .group_by(traces.c.query_id)
+        .having(func.count() > 1)
+    )
+    asked = {row[0]: int(row[1]) for row in connection.execute(again) if row[0] in paid}
     share = sum(one is None for one in chance.values()) / max(below, 1)
     return _Sample(
         np.array([np.mean(some) for some in paid.values()]),
+        np.array([asked.get(name, 1) for name in paid], dtype=np.float64),
         np.array([share if one is None else one for one in chance.values()]),
     )
+
+
+def _undesigned(connection: Connection, frontier: str, window: list[Any]) -> tuple[int, int]:
+    """Answers below the frontier that no design of audits speaks of, and all of them."""
+    traces = tables.traces
+    below = select(func.count()).select_from(traces).where(traces.c.tier != frontier, *window)
+    return int(connection.scalar(below.where(traces.c.propensity.is_(None))) or 0), int(connection.scalar(below) or 0)
 
 
 def _total(lines: list[Line]) -> float | None:

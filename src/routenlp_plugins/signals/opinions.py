@@ -61,7 +61,8 @@ def opinions(recorded: Recorded, signals: Sequence[Signal], agree: Comparator) -
     returned = next((attempt for attempt in trace.attempts if attempt.accepted), None)
     answered = None if returned is None else returned.tier
     found: dict[str, Attempt] = {}
-    for attempt in (*trace.attempts, *(one for some in recorded.beside.values() for one in some)):
+    beside = (one for purpose in ("audit", "shadow") for one in recorded.beside.get(purpose, ()))
+    for attempt in (*trace.attempts, *beside):
         # of each tier the answer that was returned, else the last one, or a failure if it never answered
         known = found.get(attempt.tier)
         if known is None or (not known.accepted and attempt.completion is not None):

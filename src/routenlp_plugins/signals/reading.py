@@ -144,7 +144,7 @@ def _recorded(row: Row[Any], calls: Sequence[Row[Any]], texts: Row[Any] | None, 
             beside[call.purpose] += (_attempt(call, answers.get(str(call.position), {})),)
     known = {run.run_id: run.position for run in runs if run.run_id != row.query_id}
     trace = Trace(query, row.task, attempts, row.reason or "", id=row.id)
-    return Recorded(row.id, row.at, trace, row.origin, row.unit, row.propensity, known, dict(beside))
+    return Recorded(row.id, row.at, trace, row.origin, row.unit, row.propensity, known, dict(beside), row.drawn)
 
 
 def _attempt(call: Row[Any], texts: dict[str, Any]) -> Attempt:

@@ -42,6 +42,8 @@ class Recorded:
 
     Attributes:
         runs: other ids by which the trace is known, or with a position one of its calls.
+        propensity: probability with which its unit was to be audited; None where that is not known.
+        drawn: whether it is; None where only audits tell.
         beside: calls that were made beside those of the trace, by what for; only of a trace that was read.
     """
 
@@ -53,6 +55,7 @@ class Recorded:
     propensity: float | None = None
     runs: Mapping[str, int | None] = field(default_factory=dict)
     beside: Mapping[str, tuple[Attempt, ...]] = field(default_factory=dict)
+    drawn: bool | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.trace, Trace):
@@ -104,6 +107,7 @@ def rows_of_trace(recorded: Recorded, redaction: Redaction) -> Rows:
                 "tier": accepted[0] if accepted else None,
                 "reason": redaction.reason(trace.reason),
                 "propensity": recorded.propensity,
+                "drawn": recorded.drawn,
             }
         ],
         "calls": calls,

@@ -1,12 +1,15 @@
-"""What belongs together in a store, and with what probability it was to be audited."""
+"""What belongs together in a store, and what of it is audited, with what probability.
+
+A unit is drawn whole: all traces of one dialogue, or of one query that was asked again.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, exists, func, or_, select
+from sqlalchemy import ColumnElement, Connection, and_, bindparam, exists, func, or_, select
 
 from ..errors import DataError
 from ..evaluate.units import unit_interval
@@ -14,7 +17,17 @@ from . import tables
 from .reading import between
 from .rows import Recorded
 
-__all__ = ["Groups", "audited_units", "certain_audits", "designed", "drawn", "spared", "was_audited"]
+__all__ = [
+    "Groups",
+    "audited_units",
+    "certain_audits",
+    "chance_of",
+    "designed",
+    "drawn",
+    "in_sample",
+    "unit_of",
+    "was_audited",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,18 +54,21 @@ class Groups:
 
     def group(self, unit: str | None, query_id: str | None) -> str | None:
         """What a trace belongs to, if others do too; None if it stands alone."""
-        if unit in self.units:
-            return unit
+        if unit is not None:
+            return unit if unit in self.units else None
         return f"query {query_id}" if query_id in self.queries else None
-
-    def unit(self, recorded: Recorded) -> str:
-        """What is drawn from the population: the group, or the trace itself."""
-        return self.group(recorded.unit, recorded.trace.query.id) or recorded.unit or recorded.id
 
     def name(self, recorded: Recorded) -> str:
         """The id of its query, unless others have the same."""
         named = recorded.trace.query.id
         return recorded.id if named is None or named in self.queries else named
+
+
+def unit_of(unit: str | None, query_id: str | None, trace_id: str) -> str:
+    """What is drawn with a trace, whatever else is recorded later: its unit, its query, or the trace alone."""
+    if unit is not None:
+        return unit
+    return trace_id if query_id is None else f"query {query_id}"
 
 
 def was_audited() -> ColumnElement[bool]:
@@ -64,25 +80,17 @@ def was_audited() -> ColumnElement[bool]:
     return or_(itself, exists(by_run.correlate(traces)))
 
 
-def audited_units(connection: Connection, groups: Groups) -> set[str]:
-    """Units of which an answer was audited."""
+def in_sample() -> ColumnElement[bool]:
+    """Of a trace: whether it is audited by design; where that does not say which ones are, those that were."""
     traces = tables.traces
-    found = connection.execute(select(traces.c.id, traces.c.unit, traces.c.query_id).where(was_audited()))
-    return {groups.group(row.unit, row.query_id) or row.unit or row.id for row in found}
+    return or_(traces.c.drawn, and_(traces.c.drawn.is_(None), was_audited()))
 
 
-def spared(connection: Connection, groups: Groups, since: float | None, until: float | None) -> dict[str, float]:
-    """Group -> the probability that none of its traces in [since, until) is audited, where that is known."""
+def audited_units(connection: Connection) -> set[str]:
+    """Units of which a trace is audited, or is to be."""
     traces = tables.traces
-    found: dict[str, float | None] = {}
-    for row in connection.execute(
-        select(traces.c.unit, traces.c.query_id, traces.c.propensity).where(*between(since, until))
-    ):
-        group = groups.group(row.unit, row.query_id)
-        if group is not None:
-            before = found.get(group, 1.0)
-            found[group] = None if before is None or row.propensity is None else before * (1 - row.propensity)
-    return {group: chance for group, chance in found.items() if chance is not None}
+    found = connection.execute(select(traces.c.id, traces.c.unit, traces.c.query_id).where(in_sample()))
+    return {unit_of(row.unit, row.query_id, row.id) for row in found}
 
 
 def certain_audits(connection: Connection, since: float | None, until: float | None) -> int:
@@ -92,18 +100,60 @@ def certain_audits(connection: Connection, since: float | None, until: float | N
     return int(connection.scalar(certain) or 0)
 
 
+def chance_of(*, labelled: bool, unaudited: bool) -> Callable[[Recorded, bool], float | None]:
+    """(trace, whether it was audited) -> the probability with which a row of such a sample was drawn."""
+
+    def chance(recorded: Recorded, audited: bool) -> float | None:
+        known = recorded.propensity
+        if known is None and audited and (labelled or unaudited):
+            raise DataError(
+                f"trace {recorded.id}: it was audited, and nobody told with what probability, so that audits are no "
+                "sample of all; let store.draw choose what is audited, or tell store.design how it was chosen by chance"
+            )
+        if labelled:
+            return known
+        # what no design speaks of is not audited
+        return (1.0 if known is None else 1 - known) if unaudited else None
+
+    return chance
+
+
 def designed(connection: Connection, propensity: float, since: float | None, until: float | None) -> int:
     """Give the traces that have no propensity this one; how many there were."""
     traces = tables.traces
-    if isinstance(propensity, bool) or not isinstance(propensity, int | float) or not 0 < propensity <= 1:
-        raise DataError(f"propensity must be in (0, 1], got {propensity!r}")
+    _check_share("propensity", propensity)
     alike = traces.update().where(traces.c.propensity.is_(None), *between(since, until))
-    return int(connection.execute(alike.values(propensity=float(propensity))).rowcount)
+    return int(connection.execute(alike.values(propensity=float(propensity), design="told")).rowcount)
 
 
-def drawn(ids: Sequence[str], share: float, seed: int) -> set[str]:
-    """Those of these traces that are audited: by a hash, so that nothing about them plays a part."""
-    if not ids:
-        return set()
-    values = unit_interval(ids, seed, "draw")
-    return {one for one, value in zip(ids, values.tolist(), strict=True) if value < share}
+def drawn(
+    connection: Connection, share: float, seed: int, since: float | None, until: float | None
+) -> ColumnElement[bool]:
+    """Choose by a hash of the unit, among what nobody has drawn from and what this seed has with a smaller share.
+
+    Returns:
+        A condition for the traces that this seed has chosen.
+    """
+    _check_share("share", share)
+    traces, mine = tables.traces, f"draw {seed}"
+    rows = connection.execute(
+        select(traces.c.id, traces.c.unit, traces.c.query_id).where(
+            or_(traces.c.propensity.is_(None), and_(traces.c.design == mine, traces.c.propensity < share)),
+            *between(since, until),
+        )
+    ).all()
+    if rows:
+        values = unit_interval([unit_of(row.unit, row.query_id, row.id) for row in rows], seed, "draw")
+        change = (
+            traces.update()
+            .where(traces.c.id == bindparam("one"))
+            .values(propensity=float(share), design=mine, drawn=bindparam("chosen"))
+        )
+        chosen = [{"one": row.id, "chosen": value < share} for row, value in zip(rows, values.tolist(), strict=True)]
+        connection.execute(change, chosen)
+    return and_(traces.c.design == mine, traces.c.drawn)
+
+
+def _check_share(name: str, value: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
+        raise DataError(f"{name} must be in (0, 1], got {value!r}")

@@ -25,10 +25,10 @@ from .counting import Counts
 from .engine import open_engine, overwrite, writing
 from .exporting import Label, check_selection, outcomes_of
 from .opinions import Judged, audited, judged
-from .reading import between, read_traces
+from .reading import read_traces
 from .redaction import Redact, Redaction
 from .rows import Extra, Recorded, row_of_signal, rows_of_runs, rows_of_trace
-from .sampling import Groups, audited_units, certain_audits, designed, drawn, spared, was_audited
+from .sampling import Groups, audited_units, certain_audits, chance_of, designed, drawn, in_sample, unit_of, was_audited
 from .signal import Signal
 from .statements import Rows, add_calls, gently, known_ids, new_names, pruned, upsert
 from .writer import Writer
@@ -122,6 +122,7 @@ class TraceStore:
         unit: str | None = None,
         origin: str = "served",
         propensity: float | None = None,
+        drawn: bool | None = None,
         at: float | None = None,
     ) -> Future[None]:
         """Keep a trace.
@@ -132,16 +133,17 @@ class TraceStore:
             runs: other ids by which it may be known; with a position, those of its calls.
             unit: what it belongs to (dialogue, user): traces of the same unit are not independent.
             origin: ``served`` by a policy, ``collected`` from a chain without one, or ``imported``.
-            propensity: probability with which its quality was to be found out; None where that is not known.
+            propensity: probability with which its unit was to be audited; None where that is not known.
+            drawn: whether it is; None where the audits that come tell.
             at: seconds since 1970, UTC; None is now.
 
         Raises:
             DataError: the store is closed, or an identity is none.
         """
         identity = trace.id if run_id is None and isinstance(trace, Trace) else run_id
-        recorded = Recorded(
-            identity, time() if at is None else at, trace, origin, unit, propensity, {} if runs is None else dict(runs)
-        )
+        when = time() if at is None else at
+        names = {} if runs is None else dict(runs)
+        recorded = Recorded(identity, when, trace, origin, unit, propensity, names, drawn=drawn)
         return self._writer.put("traces", recorded)
 
     def record_calls(
@@ -206,12 +208,16 @@ class TraceStore:
         """What was recorded in [since, until), seconds since 1970, in order of time."""
         return (recorded for recorded, _ in read_traces(self._reading, *_window(since, until)))
 
-    def origin_of(self, run_id: str) -> str | None:
-        """Where the trace of this identity came from; None if it is not written."""
-        traces = tables.traces
+    def known(self, run_id: str) -> tuple[str, str | None] | None:
+        """Where the trace of this identity came from, and the text of its query if it was kept; None if not written."""
+        traces, contents = tables.traces, tables.contents
         with self._reading.begin() as connection:
-            found: str | None = connection.scalar(select(traces.c.origin).where(traces.c.id == run_id))
-            return found
+            found = connection.execute(
+                select(traces.c.origin, contents.c.text)
+                .outerjoin(contents, contents.c.trace_id == traces.c.id)
+                .where(traces.c.id == run_id)
+            ).one_or_none()
+        return None if found is None else (found.origin, found.text)
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
@@ -248,9 +254,10 @@ class TraceStore:
                 those are a random sample of all.
             label: quality of an answer from what was said of it; None is unknown. Unless another one is given, that
                 is what audits say, their mean if there are several.
-            labelled: only rows whose quality audits tell: the sample that was drawn, with its propensities.
-            unaudited: only rows whose unit was not audited, for another label: a sample too, of the remaining
-                probabilities.
+            labelled: only the sample that was drawn to be audited, with its propensities; what was never audited of it
+                has no quality.
+            unaudited: only rows whose unit was neither drawn nor audited, for another label: a sample too, of the
+                remaining probabilities.
             without: of `labelled` rows these units are left out, such as those that a label was learned from.
             agree: whether an answer says the same as the one that was returned, for labels that ask.
 
@@ -262,64 +269,51 @@ class TraceStore:
         since, until = _window(since, until)
         with self._reading.begin() as connection:
             groups = Groups.of(connection)
-            chances = spared(connection, groups, since, until)
-            left_out = audited_units(connection, groups) if unaudited else set(without)
+            left_out = audited_units(connection) if unaudited else set(without)
             certain = certain_audits(connection, since, until) if unaudited else 0
         if certain:
             raise DataError(
                 f"unaudited: {certain} traces were certain to be audited, so that nothing unaudited speaks for such "
                 "queries; certify on audits, with labels as hints"
             )
-
-        def chance(recorded: Recorded, group: str | None) -> float | None:
-            alone = None if recorded.propensity is None else 1 - recorded.propensity
-            spare = alone if group is None else chances.get(group)
-            if spare is None and (labelled or unaudited):
-                raise DataError(
-                    f"trace {recorded.id}: nobody told with what probability it was to be audited, so that audits are "
-                    "no sample of all; let store.draw choose what is audited, or tell store.design"
-                )
-            if labelled and spare is not None:
-                return 1 - spare
-            return spare if unaudited else None
-
-        found = read_traces(self._reading, since, until, *([was_audited()] if labelled else []))
+        found = read_traces(self._reading, since, until, *([in_sample()] if labelled else []))
         if beside is not None:
             found = ((recorded, signals) for recorded, signals in found if recorded.beside.get(beside))
         if left_out:
-            found = ((one, signals) for one, signals in found if groups.unit(one) not in left_out)
-        if labelled:
-            found = ((one, signals) for one, signals in found if any(signal.kind == "audit" for signal in signals))
-        return outcomes_of(found, label, groups, agree, chance)
+            found = ((one, signals) for one, signals in found if _unit(one) not in left_out)
+        return outcomes_of(found, label, groups, agree, chance_of(labelled=labelled, unaudited=unaudited))
 
     def judged(
         self, since: float | None = None, until: float | None = None, *, agree: Comparator = same_text
     ) -> Iterator[Judged]:
-        """The audited answers of [since, until), with what else was said of them: what a `LabelModel` learns from."""
+        """The audited answers of [since, until), with what else was said of them: what a `LabelModel` learns from.
+
+        Where it is known which were drawn, other audits are left out: they are no sample.
+        """
         since, until = _window(since, until)
-        with self._reading.begin() as connection:
-            groups = Groups.of(connection)
-        return judged(read_traces(self._reading, since, until, was_audited()), groups.unit, agree)
+        return judged(read_traces(self._reading, since, until, was_audited(), in_sample()), _unit, agree)
 
     def draw(
         self, share: float, since: float | None = None, until: float | None = None, *, seed: int = 0
     ) -> list[Recorded]:
         """Choose what of [since, until) is audited, by chance, and keep the propensity with all of it.
 
-        The same again chooses the same. Traces whose propensity is known already, and is another one, are left out.
+        Units are drawn whole: dialogues, and queries that were asked again. The same again chooses the same, a larger
+        share with the same seed more. What another design speaks of, an `Auditor` or another seed, is left alone. What
+        is drawn and never audited counts as bad.
 
         Raises:
             DataError: `share` is none.
         """
-        self.design(share, since, until)
-        traces = tables.traces
-        alike = select(traces.c.id).where(traces.c.propensity == float(share), *between(*_window(since, until)))
-        with self._reading.begin() as connection:
-            chosen = drawn(list(connection.scalars(alike)), share, seed)
-        return [recorded for recorded in self.traces(since, until) if recorded.id in chosen]
+        since, until = _window(since, until)
+        with writing(self._reading) as connection:
+            chosen = drawn(connection, share, seed, since, until)
+        return [recorded for recorded, _ in read_traces(self._reading, since, until, chosen)]
 
     def design(self, propensity: float, since: float | None = None, until: float | None = None) -> int:
         """Tell with what probability each trace of [since, until) was to be audited, where that is not known yet.
+
+        For audits that were drawn by chance elsewhere; which ones were drawn, they tell themselves.
 
         Returns:
             How many traces there were.
@@ -383,3 +377,7 @@ def _window(since: float | None, until: float | None) -> tuple[float | None, flo
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or isnan(value)):
             raise DataError(f"{name} must be seconds since 1970, got {value!r}")
     return since, until
+
+
+def _unit(recorded: Recorded) -> str:
+    return unit_of(recorded.unit, recorded.trace.query.id, recorded.id)

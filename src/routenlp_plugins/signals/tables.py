@@ -33,7 +33,9 @@ traces = Table(
     Column("unit", String(256)),  # rows of the same are not independent
     Column("tier", String(256)),  # that answered; NULL where none did
     Column("reason", Text),
-    Column("propensity", Float),
+    Column("propensity", Float),  # of its unit to be audited
+    Column("drawn", Boolean),  # whether it is; NULL where only audits tell
+    Column("design", String(64)),  # who drew
     Index("traces_at", "at"),
 )
 

@@ -21,6 +21,8 @@ def upgrade() -> None:
         sa.Column("tier", sa.String(256)),
         sa.Column("reason", sa.Text),
         sa.Column("propensity", sa.Float),
+        sa.Column("drawn", sa.Boolean),
+        sa.Column("design", sa.String(64)),
     )
     op.create_index("traces_at", "traces", ["at"])
     op.create_table(
