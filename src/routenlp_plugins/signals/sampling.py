@@ -9,11 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, and_, bindparam, exists, func, or_, select
+from sqlalchemy import ColumnElement, Connection, and_, exists, func, or_, select
 
 from ..errors import DataError
 from ..evaluate.units import unit_interval
 from . import tables
+from .engine import among
 from .reading import between
 from .rows import Recorded
 
@@ -28,6 +29,9 @@ __all__ = [
     "unit_of",
     "was_audited",
 ]
+
+CHUNK = 1000
+"""Traces that one statement marks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,21 +140,17 @@ def drawn(
     """
     _check_share("share", share)
     traces, mine = tables.traces, f"draw {seed}"
-    rows = connection.execute(
-        select(traces.c.id, traces.c.unit, traces.c.query_id).where(
-            or_(traces.c.propensity.is_(None), and_(traces.c.design == mine, traces.c.propensity < share)),
-            *between(since, until),
-        )
-    ).all()
+    open_to_it = or_(traces.c.propensity.is_(None), and_(traces.c.design == mine, traces.c.propensity < share))
+    window = between(since, until)
+    rows = connection.execute(select(traces.c.id, traces.c.unit, traces.c.query_id).where(open_to_it, *window)).all()
     if rows:
         values = unit_interval([unit_of(row.unit, row.query_id, row.id) for row in rows], seed, "draw")
-        change = (
-            traces.update()
-            .where(traces.c.id == bindparam("one"))
-            .values(propensity=float(share), design=mine, drawn=bindparam("chosen"))
-        )
-        chosen = [{"one": row.id, "chosen": value < share} for row, value in zip(rows, values.tolist(), strict=True)]
-        connection.execute(change, chosen)
+        chosen = [row.id for row, value in zip(rows, values.tolist(), strict=True) if value < share]
+        designed = traces.update().where(open_to_it, *window)
+        connection.execute(designed.values(propensity=float(share), design=mine, drawn=False))
+        for start in range(0, len(chosen), CHUNK):
+            ids = among(connection, traces.c.id, chosen[start : start + CHUNK])
+            connection.execute(traces.update().where(ids).values(drawn=True))
     return and_(traces.c.design == mine, traces.c.drawn)
 
 
