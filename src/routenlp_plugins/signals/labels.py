@@ -79,9 +79,8 @@ class Weighing:
 class LabelModel:
     """Labels answers by what was said of them.
 
-    Two uses. Labels certify: ``store.outcomes(model, without=model.audited_units)`` are outcomes of what was not
-    audited, and ``FitOptions(noise=model.noise)`` tells `fit` what they are. Or labels find policies and audits certify
-    them: ``store.outcomes(model)`` are hints (``FitOptions(hints=..., noise=model.expected)``), and ``store.outcomes(
+    Two uses. Labels certify: ``store.outcomes(model, unaudited=True)`` are outcomes of what was not audited, and
+    ``FitOptions(noise=model.noise)`` tells `fit` what they are. Or labels find policies and audits certify them: ``store.outcomes(model)`` are hints (``FitOptions(hints=..., noise=model.expected)``), and ``store.outcomes(
     labelled=True, without=model.learned_from)`` are the outcomes, of which the labels know nothing.
 
     Of an answer that was not returned it is told whether it says the same as the one that was; if so, what was said of
@@ -96,7 +95,6 @@ class LabelModel:
         audited: answers that the bounds rest on, good and bad.
         expected: mean labels of what they were learned from, for hints, which promise nothing.
         learned_from: units that the weights were learned from.
-        bounded_on: units that the bounds rest on.
     """
 
     sources: tuple[SourceReport, ...]
@@ -107,12 +105,6 @@ class LabelModel:
     audited: tuple[int, int]
     expected: Noise
     learned_from: frozenset[str] = frozenset()
-    bounded_on: frozenset[str] = frozenset()
-
-    @property
-    def audited_units(self) -> frozenset[str]:
-        """All units that it has seen the truth of: what is certified on their labels would not be new."""
-        return self.learned_from | self.bounded_on
 
     @classmethod
     def learn(
@@ -184,7 +176,6 @@ class LabelModel:
             _weighing([one for one in first if _kind(one.opinion) == kind], names, tau) for kind in _KINDS
         )
         model = cls(sources, returned, same, others, Noise(1.0, 0.0), (0, 0), Noise(1.0, 0.0))
-        bounded_on = frozenset(one.unit for one in second)
         first, second = ([one for one in part if one.tier != frontier] or part for part in (first, second))
         on_good, on_bad = _bounds(model, first, second, tau, delta, scale)
         good = sum(one.quality >= tau for one in second)
@@ -204,7 +195,6 @@ class LabelModel:
             (good, len(second) - good),
             replace(_expected(model, first, tau), tau=float(tau), seen=learned_traces),
             learned_from,
-            bounded_on,
         )
 
     def as_dict(self) -> dict[str, Any]:
