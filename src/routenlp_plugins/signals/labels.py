@@ -80,8 +80,9 @@ class LabelModel:
     """Labels answers by what was said of them.
 
     Two uses. Labels certify: ``store.outcomes(model, unaudited=True)`` are outcomes of what was not audited, and
-    ``FitOptions(noise=model.noise)`` tells `fit` what they are. Or labels find policies and audits certify them: ``store.outcomes(model)`` are hints (``FitOptions(hints=..., noise=model.expected)``), and ``store.outcomes(
-    labelled=True, without=model.learned_from)`` are the outcomes, of which the labels know nothing.
+    ``FitOptions(noise=model.noise)`` tells `fit` what they are. Or labels find policies and audits certify them:
+    ``store.outcomes(model)`` are hints, with ``FitOptions(hints=..., noise=model.expected)``, and
+    ``store.outcomes(labelled=True, without=model.learned_from)`` the outcomes, of which the labels know nothing.
 
     Of an answer that was not returned it is told whether it says the same as the one that was; if so, what was said of
     that one is said of it. Where none of those was audited, the label is that of the returned answer if both are the
