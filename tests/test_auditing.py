@@ -172,6 +172,22 @@ def test_an_audit_of_a_query_that_nobody_answered_is_on_the_bill_too(release, tm
     assert sorted(attempt.tier for attempt in called) == sorted([SMALL, MIDDLE, FRONTIER])
 
 
+def test_what_an_audit_cannot_tell_is_in_the_sample_all_the_same_and_a_query_asked_again_is_not(release, tmp_path):
+    def sometimes(query, completion):
+        return None if int(query.id) % 3 else is_right(query, completion)
+
+    with TraceStore(tmp_path / "traces.db") as store:
+        dispatcher = Dispatcher(release, World().tiers())
+        with Auditor(dispatcher, sometimes, tmp_path / "log.jsonl", EVERYTHING, store) as router:
+            ask(router, 0, 30)
+            ask(router, 0, 5)
+        store.flush()
+        rows = list(store.outcomes(labelled=True))
+    assert len(rows) == 30
+    unknown = [row for row in rows if all(one.quality is None for one in row.outcomes.values())]
+    assert len(unknown) == 20
+
+
 def test_a_store_that_is_none_is_refused(release, tmp_path):
     with pytest.raises(DataError, match="store must be a TraceStore, got str"):
         Auditor(Dispatcher(release, World().tiers()), is_right, tmp_path / "log.jsonl", store="traces.db")
