@@ -64,10 +64,9 @@ def check_labels(rows: Sequence[OutcomeRow], portfolio: Portfolio, noise: Noise,
         )
     if hints:
         return
-    unknown = sorted({row.query.task or "" for row in rows} - (noise.tasks or {row.query.task or "" for row in rows}))
-    if unknown:
-        raise DataError(f"noise: no answer of task {unknown[0]!r} was audited: nothing is known of its labels")
     for task in sorted({row.query.task or "" for row in rows}):
+        if noise.tasks and task not in noise.tasks:
+            raise DataError(f"noise: no answer of task {task!r} was audited: nothing is known of its labels")
         # without a floor quality is 0 or 1
         floor = portfolio.task(task).tau or 1.0
         if noise.tau is not None and floor != noise.tau:

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from ..errors import DataError, ReleaseError, RiskNotControlledError
-from .shared import AsJson, Command, OutcomeFiles, SkipBadLines, app, bad_input, show_skipped, write_json
+from .shared import AsJson, Command, OutcomeFiles, SkipBadLines, app, bad_input, show_skipped, valid_release, write_json
 
 if TYPE_CHECKING:
     from ..evaluate.outcomes import OutcomeRow
@@ -101,14 +101,11 @@ def replay(
     """What a release would have cost and kept on outcomes."""
     from ..evaluate.outcomes import read_outcomes
     from ..evaluate.table import data_hash
-    from ..release import Release
     from ..replaying import replay as replay_release
     from ..terminal import show_replay
 
     with bad_input(as_json):
-        loaded = Release.load(release, portfolio)
-        if loaded.policy.void is not None:
-            raise ReleaseError(f"{release}: its certificate is void: {loaded.policy.void}")
+        loaded = valid_release(release, portfolio)
         skipped: list[DataError] = []
         rows = read_outcomes(outcomes, skip_bad_lines=skip_bad_lines, skipped=skipped)
         show_skipped(skipped)

@@ -9,13 +9,16 @@ from contextlib import contextmanager
 from math import inf
 from pathlib import Path
 from time import time
-from typing import Annotated, Any, NoReturn, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
 
 import typer
 from rich.console import Console
 from typer.core import TyperCommand
 
-from ..errors import DataError, RouteNLPError
+from ..errors import DataError, ReleaseError, RouteNLPError
+
+if TYPE_CHECKING:
+    from ..release import Release
 
 __all__ = [
     "AsJson",
@@ -28,6 +31,7 @@ __all__ = [
     "show_skipped",
     "since_days",
     "stop",
+    "valid_release",
     "whole_file",
     "write_json",
 ]
@@ -86,12 +90,28 @@ def show_skipped(skipped: list[DataError]) -> None:
 @contextmanager
 def whole_file(path: Path) -> Iterator[TextIO]:
     """A new file to write, which is taken away again if that does not come to its end."""
+    if path.exists():
+        raise DataError(f"{path}: exists already and is not overwritten; choose a new file")
     with path.open("x", encoding="utf-8") as file:
         try:
             yield file
         except (RouteNLPError, OSError, KeyboardInterrupt):
             path.unlink()
             raise
+
+
+def valid_release(folder: Path, portfolio: Path | None = None) -> Release:
+    """The release of a folder, of this portfolio if one is given.
+
+    Raises:
+        ReleaseError: it cannot be read, or its certificate is void.
+    """
+    from ..release import Release
+
+    loaded = Release.load(folder, portfolio)
+    if loaded.policy.void is not None:
+        raise ReleaseError(f"{folder}: its certificate is void: {loaded.policy.void}")
+    return loaded
 
 
 def since_days(days: float | None) -> float | None:

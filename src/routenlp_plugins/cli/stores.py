@@ -9,8 +9,19 @@ from typing import Annotated, Any, cast
 import typer
 from rich.console import Console
 
-from ..errors import DataError, ReleaseError
-from .shared import AsJson, Command, SkipBadLines, StoreUrl, app, bad_input, since_days, whole_file, write_json
+from ..errors import DataError
+from .shared import (
+    AsJson,
+    Command,
+    SkipBadLines,
+    StoreUrl,
+    app,
+    bad_input,
+    since_days,
+    valid_release,
+    whole_file,
+    write_json,
+)
 
 __all__ = ["draw", "export", "import_", "labels", "report", "would_have"]
 
@@ -31,7 +42,7 @@ def import_(
 ) -> None:
     """Read what others have recorded into a trace store."""
     from ..portfolio import Portfolio
-    from ..signals.importing import import_traces
+    from ..signals.importing import import_traces, reader_of
     from ..signals.records import ImportOptions
     from ..signals.store import TraceStore
 
@@ -41,8 +52,8 @@ def import_(
             if not name:
                 raise DataError(f"--tier {model}: expected MODEL=TIER")
         known = None if portfolio is None else Portfolio.from_yaml(portfolio)
-        if form not in ("openai", "langsmith", "outcomes"):
-            raise DataError(f"--format must be openai, langsmith or outcomes, got {form!r}")
+        # before a store is made
+        reader_of(form)
         only = known.tasks[0].name if known is not None and len(known.tasks) == 1 else "default"
         with TraceStore(store, cast("Any", redact)) as opened:
             done = import_traces(opened, files, form, ImportOptions(known, task or only, named, skip_bad_lines))
@@ -71,8 +82,6 @@ def export(
     from ..signals.store import TraceStore
 
     with bad_input(as_json):
-        if outcomes.exists():
-            raise DataError(f"{outcomes}: exists already and is not overwritten; choose a new file")
         rows = known = 0
         with (
             TraceStore(store, create=False) as opened,
@@ -126,8 +135,6 @@ def draw(
     from ..signals.store import TraceStore
 
     with bad_input(None):
-        if outcomes.exists():
-            raise DataError(f"{outcomes}: exists already and is not overwritten; choose a new file")
         rows = 0
         with TraceStore(store, create=False) as opened, whole_file(outcomes) as file:
             chosen = {one.id for one in opened.draw(share, since_days(days), seed=seed)}
@@ -181,15 +188,12 @@ def would_have(
     as_json: AsJson = None,
 ) -> None:
     """What a release would have cost, had it served the queries that ran in the shadow, and kept of those audited."""
-    from ..release import Release
     from ..replaying import replay
     from ..signals.store import TraceStore
     from ..terminal import show_replay
 
     with bad_input(as_json):
-        loaded = Release.load(release)
-        if loaded.policy.void is not None:
-            raise ReleaseError(f"{release}: its certificate is void: {loaded.policy.void}")
+        loaded = valid_release(release)
         with TraceStore(store, create=False) as opened:
             since = since_days(days)
             rows = list(opened.outcomes(since=since, beside="shadow"))

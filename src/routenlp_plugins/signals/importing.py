@@ -17,7 +17,7 @@ from .rows import Recorded
 from .signal import Signal
 from .store import TraceStore
 
-__all__ = ["Imported", "import_traces"]
+__all__ = ["Imported", "import_traces", "reader_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +48,7 @@ def import_traces(store: TraceStore, paths: Paths, form: str, options: ImportOpt
     Raises:
         DataError: a file cannot be read, or a line is malformed; names file, line and field.
     """
-    readers: dict[str, Reader] = {"openai": openai_logs, "langsmith": langsmith, "outcomes": _outcomes}
-    if form not in readers:
-        raise DataError(f"format must be one of {', '.join(readers)}, got {form!r}")
+    reader = reader_of(form)
     options = options or ImportOptions()
     skipped = 0
 
@@ -64,19 +62,18 @@ def import_traces(store: TraceStore, paths: Paths, form: str, options: ImportOpt
     last = None
     seen: dict[str, tuple[str, str | None]] = {}
     files = [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]
-    for number, found in enumerate(readers[form](_lines(files, bad), options, bad), start=1):
+    for number, found in enumerate(reader(_lines(files, bad), options, bad), start=1):
         if found.trace is not None:
             traces += 1
             one = found.trace
             there = seen.get(one.id) or store.known(one.id)
-            words = one.trace.query.text
             known += there is not None
             try:
-                _check_known(one, there)
+                _check_known(one, there, found.source)
             except DataError as error:
                 bad(error)
                 continue
-            seen[one.id] = there or ("imported", words)
+            seen[one.id] = there or ("imported", one.trace.query.text)
             if there is None or there[0] == "imported":
                 last = store.record(
                     one.trace,
@@ -101,12 +98,25 @@ def import_traces(store: TraceStore, paths: Paths, form: str, options: ImportOpt
     return Imported(traces, known, signals, skipped)
 
 
-def _check_known(one: Recorded, there: tuple[str, str | None] | None) -> None:
+def reader_of(form: str) -> Reader:
+    """What reads files of this format.
+
+    Raises:
+        DataError: there is none.
+    """
+    readers: dict[str, Reader] = {"openai": openai_logs, "langsmith": langsmith, "outcomes": _outcomes}
+    if form not in readers:
+        raise DataError(f"format must be one of {', '.join(readers)}, got {form!r}")
+    return readers[form]
+
+
+def _check_known(one: Recorded, there: tuple[str, str | None] | None, source: str) -> None:
     if there is None and not one.trace.attempts:
-        raise DataError(f"{one.id}: outcomes: the frontier is missing, whose answers are taken for those served")
+        raise DataError(f"{source}: outcomes: the frontier is missing, whose answers are taken for those served")
     if there is not None and there[1] not in (None, one.trace.query.text) and not _is_hash(there[1]):
         raise DataError(
-            f"{one.id}: a trace of this id is in the store and has another text; give the records ids of their own"
+            f"{source or 'import'}: {one.id}: a trace of this id is in the store and has another text; give the "
+            "records ids of their own"
         )
 
 
@@ -166,4 +176,4 @@ def _outcomes(lines: Iterator[Line], options: ImportOptions, bad: Callable[[Data
             for tier, outcome in row.outcomes.items()
             if outcome.quality is not None
         )
-        yield Found(recorded, tuple(attempts.values()), signals)
+        yield Found(recorded, tuple(attempts.values()), signals, line.source)

@@ -96,14 +96,14 @@ def ledger(store: TraceStore, portfolio: Portfolio, since: float | None = None, 
         answers = [line for line in lines if line.purpose == "answer"]
         below = sum(line.returned for line in answers if line.tier != portfolio.frontier)
         sample = _audited(connection, portfolio, window, below)
-        outside, routed_below = _undesigned(connection, portfolio.frontier, window)
+        outside = _undesigned(connection, portfolio.frontier, window)
     beside = [line for line in lines if line.purpose != "answer"]
     answers_usd, beside_usd = _total(answers), _total(beside)
     billed = sum(line.usd for line in answers if line.tier == portfolio.frontier)
     unknown = _obstacle(lines, portfolio, below, sample.n)
-    if not unknown and 0 < outside < routed_below:
+    if not unknown and 0 < outside < below:
         unknown = (
-            f"{outside} of {routed_below} queries that were answered below the frontier could not have been audited: "
+            f"{outside} of {below} queries that were answered below the frontier could not have been audited: "
             "what it would have cost is not known of them; look at the time since an Auditor serves (--days)"
         )
     if unknown or answers_usd is None or beside_usd is None:
@@ -257,11 +257,11 @@ def _audited(connection: Connection, portfolio: Portfolio, window: list[Any], be
     )
 
 
-def _undesigned(connection: Connection, frontier: str, window: list[Any]) -> tuple[int, int]:
-    """Answers below the frontier that no design of audits speaks of, and all of them."""
+def _undesigned(connection: Connection, frontier: str, window: list[Any]) -> int:
+    """Answers below the frontier that no design of audits speaks of."""
     traces = tables.traces
-    below = select(func.count()).select_from(traces).where(traces.c.tier != frontier, *window)
-    return int(connection.scalar(below.where(traces.c.propensity.is_(None))) or 0), int(connection.scalar(below) or 0)
+    outside = traces.c.tier != frontier, traces.c.propensity.is_(None)
+    return int(connection.scalar(select(func.count()).select_from(traces).where(*outside, *window)) or 0)
 
 
 def _total(lines: list[Line]) -> float | None:

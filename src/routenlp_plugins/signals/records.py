@@ -63,11 +63,12 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A trace with calls beside it, or what was said of some run."""
+    """A trace with calls beside it, or what was said of some run; and where it stands."""
 
     trace: Recorded | None = None
     beside: tuple[Attempt, ...] = ()
     signals: tuple[Signal, ...] = ()
+    source: str = ""
 
 
 Reader = Callable[[Iterator[Line], ImportOptions, Callable[[DataError], None]], Iterator[Found]]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from time import perf_counter
 from typing import Any
@@ -113,28 +114,22 @@ class SignalCallbackHandler(BaseCallbackHandler):
 
     def on_chain_end(self, outputs: Any, *, run_id: UUID, **_: Any) -> None:
         """A parser that could read the answer says so; so do structured outputs that keep the raw answer."""
-        run = self._runs.get(run_id)
-        try:
+        with self._ending(run_id) as run:
             if run is not None:
                 if run.parses:
                     self._says(run, "parser", 1.0, f"parser:{run.name}")
                 elif isinstance(outputs, dict) and {"raw", "parsed", "parsing_error"} <= outputs.keys():
                     self._says(run, "parser", float(outputs["parsing_error"] is None), "parser:structured output")
-        finally:
-            self._end(run)
 
     def on_chain_error(self, error: BaseException, *, run_id: UUID, **_: Any) -> None:
         """An answer that could not be read, or was not valid, speaks against it."""
-        run = self._runs.get(run_id)
-        try:
+        with self._ending(run_id) as run:
             if run is not None and not any(known is error for known in run.root.errors):
                 run.root.errors.append(error)
                 if isinstance(error, OutputParserException):
                     self._says(run, "parser", 0.0, f"parser:{run.name}")
                 elif isinstance(error, ValidationError):
                     self._says(run, "validator", 0.0, f"validator:{error.title}")
-        finally:
-            self._end(run)
 
     def on_tool_start(
         self,
@@ -151,21 +146,15 @@ class SignalCallbackHandler(BaseCallbackHandler):
 
     def on_tool_end(self, output: Any, *, run_id: UUID, **_: Any) -> None:
         """A tool that worked speaks for the answer that called it, and one whose message is an error against it."""
-        run = self._runs.get(run_id)
-        try:
+        with self._ending(run_id) as run:
             if run is not None:
                 self._says(run, "tool", float(getattr(output, "status", "success") != "error"), f"tool:{run.name}")
-        finally:
-            self._end(run)
 
     def on_tool_error(self, error: BaseException, *, run_id: UUID, **_: Any) -> None:
         """A tool that failed speaks against the answer that called it."""
-        run = self._runs.get(run_id)
-        try:
+        with self._ending(run_id) as run:
             if run is not None and type(error).__name__ not in ("GraphInterrupt", "GraphBubbleUp", "ParentCommand"):
                 self._says(run, "tool", 0.0, f"tool:{run.name}")
-        finally:
-            self._end(run)
 
     def on_retriever_start(
         self,
@@ -229,22 +218,16 @@ class SignalCallbackHandler(BaseCallbackHandler):
 
     def on_llm_end(self, response: LLMResult, *, run_id: UUID, **_: Any) -> None:
         """Record the trace of the call."""
-        run = self._runs.get(run_id)
-        try:
+        with self._ending(run_id) as run:
             if run is not None and run.query is not None:
                 self._heard(run, run.query, _completion(response))
-        finally:
-            self._end(run)
 
     def on_llm_error(self, error: BaseException, *, run_id: UUID, **_: Any) -> None:
         """Keep the failure; it belongs to the next attempt at the same messages."""
-        run = self._runs.get(run_id)
-        try:
+        with self._ending(run_id) as run:
             if run is not None and run.query is not None:
                 failure = error if isinstance(error, Exception) else TierError(type(error).__name__, "")
                 self._failed(run, run.query, self._attempt(run, run.query, failure, accepted=False))
-        finally:
-            self._end(run)
 
     # what is made of it
 
@@ -255,6 +238,15 @@ class SignalCallbackHandler(BaseCallbackHandler):
             self._record(run, query, (self._attempt(run, query, answer, accepted=True),))
         else:
             self._failed(run, query, Attempt(self._tier(run, None).name, False, error="no answer"))
+
+    @contextmanager
+    def _ending(self, run_id: UUID) -> Iterator[Run | None]:
+        """The run, which is forgotten whatever becomes of what is kept of it."""
+        run = self._runs.get(run_id)
+        try:
+            yield run
+        finally:
+            self._end(run)
 
     def _end(self, run: Run | None) -> None:
         if run is None:
