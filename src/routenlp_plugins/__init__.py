@@ -19,6 +19,22 @@ if TYPE_CHECKING:
     from .conversation import user_words as user_words
     from .deciding import ConformalCascade as ConformalCascade
     from .dispatch import Dispatcher as Dispatcher
+    from .distill.classifier import ClassifierStudent as ClassifierStudent
+    from .distill.clusters import Clustering as Clustering
+    from .distill.clusters import FailureClusters as FailureClusters
+    from .distill.dataset import Filters as Filters
+    from .distill.gate import GateOptions as GateOptions
+    from .distill.lessons import Lesson as Lesson
+    from .distill.loop import DistillationLoop as DistillationLoop
+    from .distill.options import LoopOptions as LoopOptions
+    from .distill.options import Promise as Promise
+    from .distill.parts import Shares as Shares
+    from .distill.registry import ReleaseRegistry as ReleaseRegistry
+    from .distill.results import Round as Round
+    from .distill.selection import Budget as Budget
+    from .distill.student import Course as Course
+    from .distill.student import Student as Student
+    from .distill.student import load_student as load_student
     from .errors import BudgetExceededError as BudgetExceededError
     from .errors import DataError as DataError
     from .errors import DeadlineExceededError as DeadlineExceededError
@@ -98,6 +114,18 @@ _MODULES = {
     "evaluate.references": ("Reference",),
     "deciding": ("ConformalCascade",),
     "dispatch": ("Dispatcher",),
+    "distill.classifier": ("ClassifierStudent",),
+    "distill.clusters": ("Clustering", "FailureClusters"),
+    "distill.dataset": ("Filters",),
+    "distill.gate": ("GateOptions",),
+    "distill.lessons": ("Lesson",),
+    "distill.loop": ("DistillationLoop",),
+    "distill.options": ("LoopOptions", "Promise"),
+    "distill.parts": ("Shares",),
+    "distill.registry": ("ReleaseRegistry",),
+    "distill.results": ("Round",),
+    "distill.selection": ("Budget",),
+    "distill.student": ("Course", "Student", "load_student"),
     "errors": (
         "BudgetExceededError",
         "DataError",

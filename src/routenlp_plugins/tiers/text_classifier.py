@@ -25,6 +25,9 @@ __all__ = ["TextClassifierTier"]
 FORMAT = "routenlp text classifier 1"
 _NGRAMS = {"word": (1, 1), "char_wb": (2, 5)}
 _FEATURES = {"word": 2**14, "char_wb": 2**16}
+RATE, EPOCHS = 0.02, 5
+"""Of an update."""
+FEW = 16
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -102,6 +105,47 @@ class TextClassifierTier:
             inverse_temperature=_fit_inverse_temperature(decisions, targets),
         )
 
+    def updated(self, texts: Sequence[str], labels: Sequence[str], *, seed: int = 0) -> TextClassifierTier:
+        """Go on from these weights with new texts, by stochastic gradient descent; labels may be new ones.
+
+        What the classifier learned before fades unless some of it is among the texts. The scale of the probabilities
+        stays as it is.
+
+        Raises:
+            DataError: no texts, or not as many labels.
+        """
+        from sklearn.linear_model import SGDClassifier
+
+        if not texts or len(texts) != len(labels):
+            raise DataError(f"expected n > 0 texts and their n labels, got {len(texts)} and {len(labels)}")
+        names = tuple(sorted({*self.labels, *labels}))
+        features, targets = self._features(texts), np.asarray(labels)
+        model = SGDClassifier(learning_rate="constant", eta0=RATE, alpha=1e-6, random_state=seed)
+        model.partial_fit(features[:1], targets[:1], classes=np.asarray(names))
+        old = [self.labels.index(name) if name in self.labels else -1 for name in names]
+        weights = np.where(np.array(old)[:, None] < 0, 0.0, self.weights[old].astype(np.float64))
+        # never seen, so it should not be said: as its regression begins
+        intercepts = np.where(np.array(old) < 0, -1.0, self.intercepts[old])
+        if len(names) == 2:
+            # of two labels there is one weight vector, of the second
+            weights, intercepts = 2 * weights[1:], 2 * intercepts[1:]
+        model.coef_, model.intercept_ = weights, intercepts
+        shuffled = np.random.default_rng(seed)
+        for _ in range(EPOCHS):
+            order = shuffled.permutation(len(targets))
+            model.partial_fit(features[order], targets[order])
+        weights, intercepts = model.coef_, model.intercept_
+        if len(names) == 2:
+            weights, intercepts = np.vstack([-weights, weights]) / 2, np.append(-intercepts, intercepts) / 2
+        return TextClassifierTier(
+            labels=names,
+            analyzer=self.analyzer,
+            idf=self.idf,
+            weights=np.asarray(weights, dtype=np.float32),
+            intercepts=np.asarray(intercepts, dtype=np.float64),
+            inverse_temperature=self.inverse_temperature,
+        )
+
     def __call__(self, call: Call) -> Completion:
         """The most probable label of the query's text."""
         (label,), (confidence,) = self.predict([call.query.text])
@@ -115,15 +159,24 @@ class TextClassifierTier:
 
     def probabilities(self, texts: Sequence[str]) -> NDArray[np.float64]:
         """(n, C) calibrated probabilities, in the order of `labels`."""
-        from scipy.sparse import diags_array
         from scipy.special import softmax
+
+        features = self._features(texts)
+        if len(texts) < FEW:
+            # of a few texts the n-grams are few: a product with all weights would read all of them
+            rows = (features[[i]] for i in range(len(texts)))
+            decisions = np.array([self.weights[:, row.indices] @ row.data for row in rows]) + self.intercepts
+        else:
+            decisions = features @ self.weights.T + self.intercepts
+        return np.asarray(softmax(self.inverse_temperature * decisions, axis=1))
+
+    def _features(self, texts: Sequence[str]) -> Any:
+        from scipy.sparse import diags_array
         from sklearn.preprocessing import normalize
 
         counts = _count(texts, self.analyzer)
         counts.data = 1 + np.log(counts.data)
-        features = normalize(counts @ diags_array(self.idf))
-        decisions = features @ self.weights.T + self.intercepts
-        return np.asarray(softmax(self.inverse_temperature * decisions, axis=1))
+        return normalize(counts @ diags_array(self.idf))
 
     def save(self, path: str | Path) -> Path:
         """Write one safetensors file; an existing file is never touched.

@@ -1,0 +1,150 @@
+"""How rounds are run."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, replace
+from hashlib import sha256
+from types import FunctionType
+from typing import Any
+
+from ..comparing import comparator
+from ..errors import DataError
+from ..fitting import FitOptions
+from ..portfolio import Portfolio
+from ..release import Release
+from ..routing.encoders import Encoder, HashedNgrams
+from ..types import Query
+from .asking import Quality
+from .clusters import Clustering
+from .dataset import Filters
+from .gate import GateOptions
+from .parts import Shares
+from .selection import SELECTIONS, Budget
+
+__all__ = ["LoopOptions", "Promise"]
+
+
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """What each round's release has to keep; see `routenlp_plugins.fit`."""
+
+    alpha: float | None = None
+    retention: float | None = None
+    delta: float = 0.1
+
+    @classmethod
+    def of(cls, release: Release) -> Promise:
+        """That of a certified release.
+
+        Raises:
+            DataError: it has no certificate.
+        """
+        certificate = release.certificate
+        if certificate is None:
+            raise DataError("promise: the release has no certificate; say what is to be kept: LoopOptions(promise=...)")
+        if certificate.risk == "retention":
+            return cls(retention=certificate.level, delta=certificate.delta)
+        return cls(alpha=certificate.level, delta=certificate.delta)
+
+
+@dataclass(frozen=True, slots=True)
+class LoopOptions:
+    """How rounds are run. What changes it between the begin and the end of a round is an error.
+
+    Attributes:
+        promise: of every round's release; None takes that of the release that serves.
+        together: rounds that share delta, so that all their certificates hold at once; None gives each round all of it,
+            since each certifies on labels of its own.
+        shares: of the traffic, to teach, to judge and to certify.
+        judged, certified: fresh queries that are labelled to judge a student, and to certify a release: drawn by
+            chance, at most.
+        ask_again: whether the frontier is asked for these labels even where it answered when serving: costs more, and
+            does not trust what was recorded.
+        budget: of lessons.
+        selection: one of `routenlp_plugins.distill.selection.SELECTIONS`.
+        rehearsal: lessons that a student without memory hears again, for each new one.
+        clustering, filters, gate: see there.
+        encoder: of clusters and of selection; None takes that of the release's router, else the default one.
+        quality: (query, answer, the frontier's answer) -> quality in [0, 1]; None compares them as the task does.
+        fit: how releases are fitted.
+        usd_per_hour: of the machine that trains.
+        least_change: of the cost ratio, below which no further round is run.
+        workers: queries that are asked at the same time.
+        seed: of whatever is random.
+        progress: whether to draw bars on standard error if that is a terminal.
+    """
+
+    promise: Promise | None = None
+    together: int | None = None
+    shares: Shares = field(default_factory=Shares)
+    judged: int = 1000
+    certified: int = 3000
+    ask_again: bool = False
+    budget: Budget = field(default_factory=Budget)
+    selection: str = "coverage"
+    rehearsal: float = 1.0
+    clustering: Clustering = field(default_factory=Clustering)
+    filters: Filters = field(default_factory=Filters)
+    gate: GateOptions = field(default_factory=GateOptions)
+    encoder: Encoder | None = None
+    quality: Quality | None = None
+    fit: FitOptions = field(default_factory=FitOptions)
+    usd_per_hour: float = 0.0
+    least_change: float = 0.005
+    workers: int = 1
+    seed: int = 0
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        if self.selection not in SELECTIONS:
+            raise DataError(f"selection must be one of {', '.join(SELECTIONS)}, got {self.selection!r}")
+        for name in ("judged", "certified", "workers"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise DataError(f"{name} must be 1, 2, ..., got {value!r}")
+        for name in ("rehearsal", "usd_per_hour", "least_change"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
+                raise DataError(f"{name} must be at least 0, got {value!r}")
+        if self.together is not None and (not isinstance(self.together, int) or self.together < 1):
+            raise DataError(f"together must be a number of rounds, or None, got {self.together!r}")
+
+    def promised(self, release: Release) -> Promise:
+        """What the next release has to keep, with this round's share of delta."""
+        promise = self.promise or Promise.of(release)
+        return promise if self.together is None else replace(promise, delta=promise.delta / self.together)
+
+    def encoder_of(self, release: Release) -> Encoder:
+        """Whose vectors clusters and selection look at."""
+        if self.encoder is not None:
+            return self.encoder
+        return HashedNgrams() if release.router is None else release.router.encoder
+
+    def quality_of(self, portfolio: Portfolio) -> Quality:
+        """How an answer is scored against the frontier's."""
+        if self.quality is not None:
+            return self.quality
+        own = self.fit.comparators
+
+        def agreement(query: Query, answer: str, reference: str) -> float:
+            return comparator(portfolio.task(query.task or "").agreement, own)(answer, reference)
+
+        return agreement
+
+    @property
+    def digest(self) -> str:
+        """Of all that decides, functions by their names."""
+        facts = {name: value for name, value in _plain(self).items() if name not in ("workers", "progress")}
+        return sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _plain(options: LoopOptions) -> dict[str, Any]:
+    encoder = None if options.encoder is None else options.encoder.name
+    facts = asdict(replace(options, encoder=None))
+    plain: dict[str, Any] = json.loads(json.dumps({**facts, "encoder": encoder}, default=_name))
+    return plain
+
+
+def _name(thing: Any) -> str:
+    return str(thing.__qualname__) if isinstance(thing, FunctionType | type) else repr(thing)

@@ -1,0 +1,245 @@
+"""Releases with their students, numbered; one of them serves. What serves is always whole.
+
+FOLDER/versions/0001/release/           what `Release.save` writes
+FOLDER/versions/0001/students/NAME/     what a student saves, one folder for each tier that can be taught
+FOLDER/versions/0001/version.json       SHA-256 of every file, and where it came from
+FOLDER/serving.json                     which version serves, and which did before: replaced in one step
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from hashlib import sha256
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+from filelock import FileLock
+
+from ..errors import ReleaseError
+from ..release import Release
+from ..routing.encoders import Encoder
+from .student import Student, load_student
+
+__all__ = ["ReleaseRegistry", "Version"]
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """One release with its students.
+
+    Attributes:
+        number: from 1 on.
+        note: where it came from.
+    """
+
+    number: int
+    folder: Path
+    created: str
+    note: str
+
+    def release(self, encoder: Encoder | None = None) -> Release:
+        """Its release; see `Release.load`."""
+        return Release.load(self.folder / "release", encoder=encoder)
+
+    def students(self) -> dict[str, Student]:
+        """Tier -> its student."""
+        folders = sorted((self.folder / "students").glob("*"))
+        return {_tier_of(folder): load_student(folder) for folder in folders}
+
+
+@dataclass(frozen=True, slots=True)
+class _Serving:
+    """What `serving.json` says.
+
+    Attributes:
+        history: versions that served, the last one serves.
+        changes: what was done, in words, with its time.
+    """
+
+    history: tuple[int, ...] = ()
+    changes: tuple[Mapping[str, Any], ...] = field(default=())
+
+
+class ReleaseRegistry:
+    """The versions of a folder; several processes may look, one at a time changes.
+
+    Args:
+        folder: is made if it is not there.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+
+    @property
+    def versions(self) -> tuple[Version, ...]:
+        """All that are there, in order."""
+        numbers = sorted(int(p.name) for p in (self.folder / "versions").glob("[0-9]*") if p.name.isdecimal())
+        return tuple(self.version(number) for number in numbers)
+
+    def version(self, number: int) -> Version:
+        """One of them, every byte checked.
+
+        Raises:
+            ReleaseError: there is none, or a file is missing, truncated or edited.
+        """
+        folder = self.folder / "versions" / f"{number:04}"
+        facts = _read_json(folder / "version.json")
+        if facts.get("format_version") != FORMAT_VERSION:
+            raise ReleaseError(
+                f"{folder / 'version.json'}: format_version: expected {FORMAT_VERSION}, got "
+                f"{facts.get('format_version')!r}; if it is newer, upgrade routenlp-plugins"
+            )
+        found = _digests(folder)
+        if found != facts["sha256"]:
+            wrong = sorted(name for name in {*found, *facts["sha256"]} if found.get(name) != facts["sha256"].get(name))
+            raise ReleaseError(
+                f"{folder / wrong[0]}: missing, truncated or edited (its SHA-256 is not that of version.json)"
+            )
+        return Version(number, folder, str(facts["created"]), str(facts["note"]))
+
+    @property
+    def serving(self) -> Version | None:
+        """The version that serves; None before the first was promoted."""
+        history = self._read().history
+        return self.version(history[-1]) if history else None
+
+    @property
+    def changes(self) -> tuple[Mapping[str, Any], ...]:
+        """What was promoted and rolled back: ``{"at", "what", "version"}``, in order."""
+        return self._read().changes
+
+    def add(self, release: Release, students: Mapping[str, Student], note: str) -> Version:
+        """Keep a release with its students as a new version, in one step; it does not serve yet."""
+        root = self.folder / "versions"
+        root.mkdir(parents=True, exist_ok=True)
+        with self._locked():
+            # what an interruption left behind
+            for left in root.glob(".new-*"):
+                shutil.rmtree(left)
+            number = max((int(p.name) for p in root.glob("[0-9]*") if p.name.isdecimal()), default=0) + 1
+            scratch = Path(mkdtemp(dir=root, prefix=".new-"))
+            release.save(scratch / "release")
+            for tier, student in students.items():
+                student.save(scratch / "students" / _folder_of(tier))
+            facts = {
+                "format_version": FORMAT_VERSION,
+                "created": datetime.now(UTC).isoformat(timespec="seconds"),
+                "note": note,
+                "sha256": _digests(scratch),
+            }
+            _write(scratch / "version.json", facts)
+            for path in scratch.rglob("*"):
+                if path.is_file():
+                    _sync(path)
+            scratch.chmod(0o755)
+            scratch.rename(root / f"{number:04}")
+            _sync(root)
+        return self.version(number)
+
+    def promote(self, number: int) -> Version:
+        """Let a version serve. What loads the registry from now on gets it.
+
+        Raises:
+            ReleaseError: there is none of that number, or it is not whole.
+        """
+        version = self.version(number)
+        with self._locked():
+            before = self._read()
+            if before.history[-1:] != (number,):
+                self._change(before, (*before.history, number), "promoted", number)
+        return version
+
+    def rollback(self) -> Version:
+        """Let the version serve that did before.
+
+        Raises:
+            ReleaseError: there was none, or it is not whole.
+        """
+        with self._locked():
+            before = self._read()
+            if len(before.history) < 2:
+                raise ReleaseError(f"{self.folder}: nothing served before version {before.history or 'none'}")
+            version = self.version(before.history[-2])
+            self._change(before, before.history[:-1], "rolled back to", version.number)
+        return version
+
+    def _change(self, before: _Serving, history: tuple[int, ...], what: str, number: int) -> None:
+        change = {"at": datetime.now(UTC).isoformat(timespec="seconds"), "what": what, "version": number}
+        facts = {"format_version": FORMAT_VERSION, "history": history, "changes": [*before.changes, change]}
+        scratch = self.folder / ".serving.json.new"
+        _write(scratch, facts)
+        _sync(scratch)
+        scratch.replace(self.folder / "serving.json")
+        _sync(self.folder)
+
+    def _read(self) -> _Serving:
+        file = self.folder / "serving.json"
+        if not file.exists():
+            return _Serving()
+        facts = _read_json(file)
+        if facts.get("format_version") != FORMAT_VERSION:
+            raise ReleaseError(
+                f"{file}: format_version: expected {FORMAT_VERSION}, got {facts.get('format_version')!r}"
+            )
+        return _Serving(tuple(facts["history"]), tuple(facts["changes"]))
+
+    def _locked(self) -> FileLock:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return FileLock(self.folder / ".lock")
+
+
+def _folder_of(tier: str) -> str:
+    """A name that every file system has for a tier."""
+    return "".join(c if c.isalnum() or c in "-._" else f"%{ord(c):04x}" for c in tier)
+
+
+def _tier_of(folder: Path) -> str:
+    head, *rest = folder.name.split("%")
+    return head + "".join(chr(int(part[:4], 16)) + part[4:] for part in rest)
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """Of all files but `version.json`."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != "version.json")
+    return {str(p.relative_to(folder)): _digest(p) for p in files}
+
+
+def _digest(file: Path) -> str:
+    digest = sha256()
+    with file.open("rb") as content:
+        while block := content.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _sync(path: Path) -> None:
+    """So that it survives the machine going down."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _write(path: Path, facts: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        facts = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ReleaseError(f"{file}: no such file; `routenlp status` lists the versions that are there") from None
+    except (OSError, ValueError) as error:
+        raise ReleaseError(f"{file}: cannot be read ({error})") from None
+    if not isinstance(facts, dict):
+        raise ReleaseError(f"{file}: expected a JSON object, got {type(facts).__name__}")
+    return facts

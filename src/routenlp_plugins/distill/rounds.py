@@ -1,0 +1,76 @@
+"""One round, step by step. Each step leaves a file, so that a round that was killed goes on where it was."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from time import perf_counter
+from typing import Any
+
+from ..evaluate.outcomes import read_outcomes
+from ..release import Release
+from .asking import safe
+from .certifying import certify
+from .registry import ReleaseRegistry, Version
+from .results import Bill, Round, Taught
+from .teaching import new_student, teach
+from .work import Work, read_json, write_json
+
+__all__ = ["run_round"]
+
+
+def run_round(work: Work, registry: ReleaseRegistry) -> Round:
+    """Harvest, choose, teach, judge, certify, promote; or what is left of that."""
+    file = work.folder / "round.json"
+    if file.exists():
+        return Round.from_dict(read_json(file))
+    begun = perf_counter()
+    told = [teach(work, tier) for tier in work.students]
+    refusals = [f"{one.tier}: {why}" for one in told for why in one.refusals]
+    if not told:
+        refusals.append("no tier below the frontier can be taught: give it as a student")
+    passed = {one.tier: new_student(work, one.tier) for one in told if one.passed}
+    ended: dict[str, Any] = {}
+    version = None
+    if passed:
+        ended, against = certify(work, passed)
+        refusals += against
+        version = None if against else _promoted(work, registry)
+    done = Round(
+        number=work.number,
+        since=work.window[0],
+        until=work.window[1],
+        queries=len(work.harvested.served),
+        left_out=work.harvested.left_out,
+        students=tuple(told),
+        promoted=None if version is None else version.number,
+        refusals=tuple(refusals),
+        bill=_bill(work, told),
+        seconds=perf_counter() - begun,
+        **ended,
+    )
+    write_json(file, done.as_dict())
+    return done
+
+
+def _promoted(work: Work, registry: ReleaseRegistry) -> Version:
+    """Keep and promote, once."""
+    note = f"round {work.number}"
+    known = next((version for version in registry.versions if version.note == note), None)
+    if known is None:
+        students = {tier: new_student(work, tier) for tier in work.students}
+        known = registry.add(Release.load(work.folder / "release", encoder=work.options.encoder), students, note)
+    return registry.promote(known.number)
+
+
+def _bill(work: Work, told: Sequence[Taught]) -> Bill:
+    """From the files of the round, so that no interruption loses anything."""
+    spent = {"teacher": 0.0, "labels": 0.0, "students": 0.0}
+    of_frontier = {f"teacher-{safe(work.frontier)}": "teacher"}
+    of_frontier |= {f"{part}-{safe(work.frontier)}": "labels" for part in ("gate", "certification")}
+    asked = ("teacher-", "teaching-", "gate-", "certification-", "certify-")
+    for file in sorted(work.folder.glob("*.jsonl")):
+        if file.name.startswith(asked):
+            usd = sum(o.completion.cost_usd or 0.0 for row in read_outcomes(file) for o in row.outcomes.values())
+            spent[of_frontier.get(file.stem, "students")] += usd
+    hours = sum(one.seconds for one in told) / 3600
+    return Bill(**spent, training=hours * work.options.usd_per_hour)

@@ -1,0 +1,213 @@
+"""Choose what a student is taught, teach it, and judge it on fresh traffic."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from math import exp
+from time import perf_counter
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..evaluate.units import one_row_per_unit
+from ..types import Completion
+from .asking import Asked, safe
+from .dataset import Taught as TaughtQuery
+from .dataset import lessons_of, rehearsal
+from .gate import Fresh, Verdict, judge
+from .harvest import Served
+from .lessons import Lesson, read_lessons, write_lessons
+from .parts import check_leaks
+from .results import ClusterFacts, Taught
+from .selection import SELECTIONS, Candidates, coverage, covered
+from .student import Course, Student
+from .work import Work, read_json, words, write_json
+
+__all__ = ["new_student", "teach"]
+
+Known = tuple[NDArray[np.float32], list[str]] | None
+
+
+def teach(work: Work, tier: str) -> Taught:
+    """Choose lessons for a student, teach it and judge it; what was done before an interruption is kept."""
+    file = work.file("taught", tier)
+    if file.exists():
+        return Taught.from_dict(read_json(file))
+    told = _lessons(work, tier)
+    if told.skipped is None:
+        begun = perf_counter()
+        student = _taught(work, tier)
+        told = replace(told, seconds=perf_counter() - begun)
+        told = replace(told, verdict=_judged(work, tier, student, told.clusters))
+    write_json(file, asdict(told))
+    return told
+
+
+def new_student(work: Work, tier: str) -> Student:
+    """A student as the round leaves it: the new one if the gate let it pass."""
+    verdict = Taught.from_dict(read_json(work.file("taught", tier))).verdict
+    return _taught(work, tier) if verdict is not None and verdict.promoted else work.students[tier]
+
+
+def _taught(work: Work, tier: str) -> Student:
+    lessons = read_lessons(work.file("lessons", tier, "jsonl"))
+    heard = read_lessons(work.file("rehearsal", tier, "jsonl"))
+    course = Course(lessons, heard, work.seed, work.options.progress)
+    return work.students[tier].taught(course, work.folder / "students" / safe(tier))
+
+
+def _lessons(work: Work, tier: str) -> Taught:
+    """Choose and write what a student is to be taught."""
+    file = work.file("lessons", tier)
+    if file.exists():
+        return Taught.from_dict(read_json(file))
+    student, served = work.students[tier], work.those_for(tier, "teaching")
+    own = work.asked(tier, student, served, "teaching")
+    may, dropped = _teachable(work, tier, served)
+    candidates, known = _candidates(work, tier, may, own), _known(work, student)
+    chosen = _chosen(work, candidates, known)
+    answers = work.of_frontier([may[i] for i in chosen], "teacher")
+    said = [_pair(work, may[i], answers) for i in chosen if answers.text(may[i].trace_id) is not None]
+    made = lessons_of(said, work.options.filters, student.lessons)
+    dropped += Counter(made.dropped) + Counter({"no answer": len(chosen) - len(said)})
+    check_leaks(made.lessons, {part: work.parts[part] for part in ("gate", "certification")})
+    of_lesson = {lesson.id for lesson in made.lessons}
+    taught = [i for i in chosen if may[i].trace_id in of_lesson]
+    heard = _heard_again(work, tier, served, own, len(made.lessons))
+    told = Taught(
+        tier,
+        lessons=len(made.lessons),
+        rehearsal=len(heard),
+        already_paid=sum(may[i].trace_id not in answers.bought for i in taught),
+        dropped=dict(dropped),
+        clusters=_clusters(work, candidates, taught, known),
+        skipped=None if made.lessons else _nothing(candidates, dropped),
+    )
+    write_lessons(work.file("lessons", tier, "jsonl"), made.lessons)
+    write_lessons(work.file("rehearsal", tier, "jsonl"), heard)
+    write_json(file, asdict(told))
+    return told
+
+
+def _teachable(work: Work, tier: str, served: Sequence[Served]) -> tuple[list[Served], Counter[str]]:
+    """What is left without the answers that were paid for and cannot be taught, and why those cannot."""
+    paid = Asked({one.trace_id: o for one in served if (o := one.row.outcomes.get(work.frontier))}, frozenset())
+    told = [one for one in served if one.returned != tier and paid.outcomes.get(one.trace_id) is not None]
+    made = lessons_of([_pair(work, one, paid) for one in told], work.options.filters, work.students[tier].lessons)
+    out = {one.trace_id for one in told} - {lesson.id for lesson in made.lessons}
+    return [one for one in served if one.trace_id not in out], Counter(made.dropped)
+
+
+def _pair(work: Work, one: Served, answers: Asked) -> TaughtQuery:
+    recorded = one.row.outcomes.get(work.frontier)
+    audit = None if recorded is None or one.trace_id in answers.bought else recorded.quality
+    return TaughtQuery(one.row.query, answers.outcomes[one.trace_id].completion, audit)
+
+
+def _candidates(work: Work, tier: str, may: Sequence[Served], own: Asked) -> Candidates:
+    paid, usd = [one.answer_of(work.frontier) for one in may], work.frontier_usd
+    texts, tasks = words(may)
+
+    def right(one: Served, answer: Completion | None) -> float:
+        mine = own.text(one.trace_id)
+        if answer is None or mine is None:
+            return float("nan")
+        found = work.quality(one.row.query, mine, answer.text)
+        return float("nan") if found is None else found
+
+    return Candidates(
+        queries=[one.row.query for one in may],
+        vectors=np.asarray(work.encoder(texts), dtype=np.float32).reshape(len(may), -1),
+        answers=[None if answer is None else answer.text for answer in paid],
+        right=np.array([right(*pair) for pair in zip(may, paid, strict=True)], dtype=np.float64),
+        confidence=np.array([_confidence(own.outcomes[one.trace_id].completion) for one in may], dtype=np.float64),
+        escalated=np.array([one.returned != tier for one in may], dtype=np.bool_),
+        saving=np.array([usd if a is None or a.cost_usd is None else a.cost_usd for a in paid], dtype=np.float64),
+        price=np.array([usd if answer is None else 0.0 for answer in paid], dtype=np.float64),
+        cluster=np.full(len(may), -1) if work.clusters is None else work.clusters.assign(texts, tasks),
+        quality=work.quality,
+    )
+
+
+def _chosen(work: Work, candidates: Candidates, known: Known) -> list[int]:
+    budget = work.options.budget
+    if work.options.selection == "coverage":
+        return coverage(candidates, budget, work.seed, known)
+    return SELECTIONS[work.options.selection](candidates, budget, work.seed)
+
+
+def _known(work: Work, student: Student) -> Known:
+    if not student.lessons:
+        return None
+    vectors = work.encoder([lesson.text for lesson in student.lessons])
+    return np.asarray(vectors, dtype=np.float32), [lesson.answer for lesson in student.lessons]
+
+
+def _heard_again(work: Work, tier: str, may: Sequence[Served], own: Asked, new: int) -> tuple[Lesson, ...]:
+    """Earlier lessons, and for want of them what the student answered and nobody objected to."""
+    most = round(work.options.rehearsal * new)
+    if work.students[tier].lessons:
+        return rehearsal(work.students[tier].lessons, most, work.seed)
+    answered = [(one, own.text(one.trace_id)) for one in may if one.returned == tier]
+    accepted = [Lesson.of(one.row.query, text, "rehearsal") for one, text in answered if text]
+    return rehearsal(accepted, most, work.seed)
+
+
+def _clusters(work: Work, of: Candidates, taught: Sequence[int], known: Known) -> tuple[ClusterFacts, ...]:
+    if work.clusters is None:
+        return ()
+    more = (covered(of, taught, known) - covered(of, [], known)) * of.saving
+    facts = []
+    for number, (task, label) in enumerate(zip(work.clusters.tasks, work.clusters.labels, strict=True)):
+        members = np.flatnonzero((of.cluster == number) & of.escalated)
+        gap = float(of.failed[members].mean()) if len(members) else 0.0
+        expected = float(more[members].sum()) / max(len(of), 1)
+        lessons = int((of.cluster[list(taught)] == number).sum())
+        exemplars = work.clusters.exemplars[number]
+        facts.append(ClusterFacts(number, task, label, exemplars, len(members), gap, expected, lessons))
+    return tuple(facts)
+
+
+def _judged(work: Work, tier: str, new: Student, clusters: Sequence[ClusterFacts]) -> Verdict:
+    """Both students on fresh queries, against the frontier's answers; one query of each unit."""
+    reference = work.of_frontier(work.parts["gate"], "gate", again=work.options.ask_again)
+    served = {one.trace_id: one for one in work.those_for(tier, "gate") if reference.text(one.trace_id) is not None}
+    drawn = one_row_per_unit([replace(one.row, group=one.unit) for one in served.values()], work.seed, pooled=True)
+    fresh = [served[row.query.id or ""] for row in drawn]
+    asked = [
+        work.asked(tier, work.students[tier], fresh, "gate-old"),
+        work.asked(tier, new, fresh, "gate-new"),
+    ]
+
+    def scores(of: Asked) -> NDArray[np.float64]:
+        pairs = [(one, of.text(one.trace_id), reference.text(one.trace_id) or "") for one in fresh]
+        # a tier that fails is no help
+        found = [0.0 if mine is None else work.quality(one.row.query, mine, said) or 0.0 for one, mine, said in pairs]
+        return np.array(found, dtype=np.float64)
+
+    old, now = map(scores, asked)
+    texts, tasks = words(fresh)
+    number = np.full(len(fresh), -1) if work.clusters is None else work.clusters.assign(texts, tasks)
+    # bets need rows in a random order
+    order = np.random.default_rng(work.seed).permutation(len(fresh))
+    passed_on = np.array([one.returned != tier for one in fresh], dtype=np.bool_)
+    seen = Fresh([tasks[i] for i in order], number[order], passed_on[order], old[order], now[order])
+    labels = () if work.clusters is None else work.clusters.labels
+    return judge(seen, [cluster.number for cluster in clusters if cluster.lessons], labels, work.options.gate)
+
+
+def _confidence(answer: Completion) -> float:
+    if answer.confidence is not None:
+        return answer.confidence
+    return float("nan") if answer.mean_logprob is None else exp(answer.mean_logprob)
+
+
+def _nothing(of: Candidates, dropped: Mapping[str, int]) -> str:
+    if dropped and not of.escalated.any():
+        reasons = ", ".join(f"{number} {reason}" for reason, number in sorted(dropped.items()))
+        return f"nothing to teach: of the frontier's answers none can be taught ({reasons})"
+    if not len(of):
+        return "nothing to teach: no query of its tasks in this traffic"
+    return f"nothing to teach: none of {len(of)} queries was escalated or is known to have been answered wrongly"

@@ -1,0 +1,175 @@
+"""What the steps of a round share: its traffic, its parts, its clusters, and who is asked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..evaluate.units import unit_interval
+from ..portfolio import Portfolio
+from ..release import Release
+from ..routing.encoders import Encoder
+from ..signals.store import TraceStore
+from ..tiers.boundary import TierCallable
+from ..types import Attempt
+from .asking import Asked, Asking, Quality, safe
+from .clusters import FailureClusters
+from .harvest import Harvest, Served, harvest, read_harvest, write_harvest
+from .options import LoopOptions
+from .parts import parts_of
+from .registry import Version
+from .student import Student
+
+__all__ = ["Work", "read_json", "words", "write_json"]
+
+
+@dataclass(frozen=True)
+class Work:
+    """A round under way.
+
+    Attributes:
+        folder: of its files.
+        base: the version that serves.
+        tiers: name -> what answers; students are those of `base`.
+        window: since and until when traffic is looked at, seconds since 1970.
+    """
+
+    number: int
+    folder: Path
+    store: TraceStore
+    base: Version
+    tiers: Mapping[str, TierCallable]
+    window: tuple[float | None, float]
+    options: LoopOptions
+
+    @cached_property
+    def release(self) -> Release:
+        """That serves."""
+        return self.base.release(self.options.encoder)
+
+    @property
+    def portfolio(self) -> Portfolio:
+        """Of that release."""
+        return self.release.portfolio
+
+    @property
+    def frontier(self) -> str:
+        """The teacher."""
+        return self.portfolio.frontier
+
+    @property
+    def students(self) -> dict[str, Student]:
+        """Tiers below the frontier that can be taught."""
+        return {n: t for n, t in self.tiers.items() if isinstance(t, Student) and n != self.frontier}
+
+    @property
+    def seed(self) -> int:
+        """Another one each round."""
+        return self.options.seed + 1000 * self.number
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        """Whose vectors clusters and selection look at."""
+        return self.options.encoder_of(self.release)
+
+    @cached_property
+    def quality(self) -> Quality:
+        """How an answer is scored against the frontier's."""
+        return self.options.quality_of(self.portfolio)
+
+    @cached_property
+    def harvested(self) -> Harvest:
+        """The traffic, as it was when the round began."""
+        file = self.folder / "traffic.jsonl"
+        if not file.exists():
+            write_harvest(file, harvest(self.store, self.portfolio, *self.window))
+        return read_harvest(file)
+
+    @cached_property
+    def parts(self) -> dict[str, list[Served]]:
+        """Of the traffic: to teach; and of what judges and what certifies as much as is labelled, drawn by chance."""
+        parts = parts_of(self.harvested.served, self.options.shares, self.seed)
+        most = {"gate": self.options.judged, "certification": self.options.certified}
+        return {
+            part: served if part == "teaching" else self._drawn(served, most[part]) for part, served in parts.items()
+        }
+
+    @cached_property
+    def clusters(self) -> FailureClusters | None:
+        """Of what went to the frontier and may be taught; None if nothing did."""
+        file = self.folder / "clusters.safetensors"
+        if file.exists():
+            return FailureClusters.load(file, self.encoder)
+        texts, tasks = words([one for one in self.parts["teaching"] if one.returned == self.frontier])
+        if not texts:
+            return None
+        found = FailureClusters.fit(texts, tasks, self.encoder, self.options.clustering, self.seed)
+        found.save(file)
+        return found
+
+    @cached_property
+    def frontier_usd(self) -> float:
+        """Mean cost of an answer of the frontier in this traffic; 0 where it never answered."""
+        found = [one.answer_of(self.frontier) for one in self.harvested.served]
+        known = [c.cost_usd for c in found if c is not None and c.cost_usd is not None]
+        return float(np.mean(known)) if known else 0.0
+
+    def those_for(self, tier: str, part: str) -> list[Served]:
+        """Queries of a part that a tier may serve."""
+        may: dict[str, bool] = {}
+        for one in self.parts[part]:
+            task = one.row.query.task or ""
+            may.setdefault(task, tier in self.portfolio.below_frontier(task))
+        return [one for one in self.parts[part] if may[one.row.query.task or ""]]
+
+    def asked(
+        self, name: str, tier: TierCallable, served: Sequence[Served], about: str, *, again: bool = False
+    ) -> Asked:
+        """What a tier answers; see `Asking`."""
+        asking = Asking(self.folder, self.portfolio, self.options.workers, self.options.progress)
+        return asking(name, tier, served, about, again=again) if served else Asked({}, frozenset())
+
+    def of_frontier(self, served: Sequence[Served], about: str, *, again: bool = False) -> Asked:
+        """What the frontier answers; what is bought now is charged to the store's ledger, once."""
+        answers = self.asked(self.frontier, self.tiers[self.frontier], served, about, again=again)
+        for name in sorted(answers.bought):
+            outcome = answers.outcomes[name]
+            if outcome.error is None:
+                attempt = Attempt(self.frontier, False, completion=outcome.completion)
+                self.store.record_calls(name, "distillation", (attempt,), f"{self.number} {name}"[:64])
+        return answers
+
+    def file(self, what: str, tier: str, ending: str = "json") -> Path:
+        """Of a step that is about one tier."""
+        return self.folder / f"{what}-{safe(tier)}.{ending}"
+
+    def _drawn(self, served: Sequence[Served], most: int) -> list[Served]:
+        if len(served) <= most:
+            return list(served)
+        # whole units, so that none is drawn for being long
+        draws = unit_interval([one.unit for one in served], self.seed, "labelled")
+        return [served[i] for i in np.argsort(draws, kind="stable")[:most]]
+
+
+def words(served: Sequence[Served]) -> tuple[list[str], list[str]]:
+    """Texts and tasks of queries."""
+    return [one.row.query.text for one in served], [one.row.query.task or "" for one in served]
+
+
+def write_json(file: Path, facts: Mapping[str, Any]) -> None:
+    """In one step: a file that is there is whole."""
+    scratch = file.with_name(f".{file.name}.new")
+    scratch.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    scratch.replace(file)
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """What `write_json` wrote."""
+    facts: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return facts
