@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -94,7 +95,7 @@ def test_rounds_go_on_until_little_changes(world):
     assert [one.number for one in loop.rounds] == list(range(1, len(done) + 1))
     assert loop.rounds[0] == done[0]
     # each looks at traffic of its own
-    assert all(one.since == before.until for before, one in zip(done, done[1:], strict=False))
+    assert all(one.since == before.until for before, one in pairwise(done))
 
 
 def poisoned(world):
@@ -115,7 +116,7 @@ def test_poison_in_one_cluster_is_refused_with_the_reason(world):
     before = loop.serving.students()[SMALL].model
     done = loop.round()
     assert done.promoted is None and loop.serving.students()[SMALL].model == before
-    assert any("harm: cluster" in why for why in done.refusals), done.refusals
+    assert any("harm: answer 'known-0'" in why for why in done.refusals), done.refusals
 
 
 def test_nothing_to_teach_is_told(world):

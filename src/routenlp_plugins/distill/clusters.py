@@ -97,7 +97,7 @@ class FailureClusters:
         for task in sorted(set(tasks)):
             places = np.flatnonzero(of_task == task)
             means[task], bases[task] = _pca(vectors[places], seed)
-            points = (vectors[places] - means[task]) @ bases[task].T
+            points = np.asarray((vectors[places] - means[task]) @ bases[task].T, dtype=np.float32)
             members = _members(points, how, seed)
             own = np.stack([points[of].mean(axis=0) for of in members])
             centres[task] = own

@@ -3,12 +3,14 @@
 Each test is about the mean difference of quality on one query, new student less old one, and is valid for any sample
 size (`routenlp_plugins.cascade.bounds.betting_p_value`). All that is claimed must be shown, each at the same level, so
 that the chance of promoting a student of which any of it is false is at most that level (intersection-union test:
-Berger 1982). Harm in a cluster, on the contrary, is looked for: that none is found is no proof that there is none,
-and so the smallest harm that would have been found is told beside it.
+Berger 1982). Harm to a part is looked for, on the contrary: in each cluster, and among the queries with each answer
+of the frontier, since what is taught wrongly about one label need be no cluster. That none is found is no proof that
+there is none, and so the smallest harm that would have been found is told beside it.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -23,6 +25,8 @@ from .clusters import ELSEWHERE
 
 __all__ = ["Check", "Fresh", "GateOptions", "Verdict", "judge"]
 
+FEWEST_ALIKE = 5
+"""Fresh queries with the same answer, from which harm to them is looked for."""
 NEEDED = 0.8
 """Power with which a harm would have been found that is told."""
 
@@ -58,17 +62,19 @@ class Fresh:
         tasks: (n,) of the queries.
         clusters: (n,) where they belong; `ELSEWHERE` where to none.
         escalated: (n,) whether the old student's answer was not returned.
+        answers: (n,) of the frontier.
         old, new: (n,) quality of both students' answers, in [0, 1].
     """
 
     tasks: Sequence[str]
     clusters: NDArray[np.intp]
     escalated: NDArray[np.bool_]
+    answers: Sequence[str]
     old: NDArray[np.float64]
     new: NDArray[np.float64]
 
     def __post_init__(self) -> None:
-        sizes = {len(of) for of in (self.tasks, self.clusters, self.escalated, self.old, self.new)}
+        sizes = {len(of) for of in (self.tasks, self.clusters, self.escalated, self.answers, self.old, self.new)}
         if len(sizes) != 1:
             raise DataError(f"gate: expected n tasks, clusters and qualities, got {sorted(sizes)}")
         for quality in (self.old, self.new):
@@ -81,7 +87,7 @@ class Check:
     """One test of the gate.
 
     Attributes:
-        about: what it speaks of: a task, a cluster by its number, "untaught" or "taught".
+        about: what it speaks of: a task, "untaught", "taught", a cluster, or the queries with one answer.
         kind: ``non-inferior`` and ``better`` must be shown, ``harm`` must not be found.
         passed: whether it speaks for promotion.
         n: fresh queries.
@@ -158,30 +164,35 @@ def judge(fresh: Fresh, taught: Sequence[int], names: Sequence[str], options: Ga
             f"not shown to be better where it was taught: quality {better.old:.3f} before, {better.new:.3f} after, on "
             f"{better.n} fresh queries of those clusters (p {better.p_value:.3f}, needed {options.level:g})"
         )
-    harmful = _harm(fresh, gain, options)
-    for check in harmful:
-        if not check.passed:
-            number = int(check.about)
-            where = "queries near to no cluster" if number == ELSEWHERE else f"cluster {number} ({names[number]})"
-            refusals.append(
-                f"harm: {where}: quality {check.old:.3f} before, {check.new:.3f} after, on {check.n} fresh queries "
-                f"(p {check.p_value:.2g}, Holm over {len(harmful)} clusters at {options.level:g})"
-            )
+    harmful = _harm(fresh, gain, names, options)
+    refusals += [
+        f"harm: {check.about}: quality {check.old:.3f} before, {check.new:.3f} after, on {check.n} fresh queries "
+        f"(p {check.p_value:.2g}, Holm over {len(harmful)} groups at {options.level:g})"
+        for check in harmful
+        if not check.passed
+    ]
     if len(gain) < options.fewest:
         refusals.insert(0, f"only {len(gain)} fresh queries to judge it by, at least {options.fewest} are needed")
     return Verdict((*checks, *harmful), tuple(refusals), options.margin, options.level)
 
 
-def _harm(fresh: Fresh, gain: NDArray[np.float64], options: GateOptions) -> list[Check]:
-    """H0 of each cluster: it is not worse."""
-    clusters = np.unique(fresh.clusters).tolist()
-    places = [fresh.clusters == cluster for cluster in clusters]
-    p = [_p_value(gain[of], 1.0, options.level / max(len(clusters), 1)) for of in places]
+def _harm(fresh: Fresh, gain: NDArray[np.float64], names: Sequence[str], options: GateOptions) -> list[Check]:
+    """H0 of each cluster, and of the queries with each answer: they are not worse."""
+    groups = {_place(number, names): fresh.clusters == number for number in np.unique(fresh.clusters).tolist()}
+    said = Counter(fresh.answers)
+    of_answer = np.asarray(fresh.answers)
+    groups |= {f"answer {text!r}": of_answer == text for text, n in sorted(said.items()) if n >= FEWEST_ALIKE}
+    level = options.level / max(len(groups), 1)
+    p = [_p_value(gain[of], 1.0, level) for of in groups.values()]
     found = holm(p, options.level)
     return [
-        _check(fresh, str(cluster), "harm", of, value, not bad, _detectable(gain[of], options.level / len(clusters)))
-        for cluster, of, value, bad in zip(clusters, places, p, found.tolist(), strict=True)
+        _check(fresh, about, "harm", of, value, not bad, _detectable(gain[of], level))
+        for (about, of), value, bad in zip(groups.items(), p, found.tolist(), strict=True)
     ]
+
+
+def _place(number: int, names: Sequence[str]) -> str:
+    return "queries near to no cluster" if number == ELSEWHERE else f"cluster {number} ({names[number]})"
 
 
 def _check(

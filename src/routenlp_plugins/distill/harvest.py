@@ -96,7 +96,7 @@ def harvest(store: TraceStore, portfolio: Portfolio, since: float | None = None,
         unknown = sorted(set(one.row.outcomes) - set(portfolio.names))
         if unknown:
             raise DataError(
-                f"trace {one.trace_id}: {unknown[0]!r} is not a tier of the portfolio; tiers: {', '.join(portfolio.names)}"
+                f"trace {one.trace_id}: {unknown[0]!r} is no tier of the portfolio; tiers: {', '.join(portfolio.names)}"
             )
     return Harvest(tuple(served), unreadable, beyond_text, unanswered)
 

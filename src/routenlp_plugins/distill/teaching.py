@@ -192,8 +192,9 @@ def _judged(work: Work, tier: str, new: Student, clusters: Sequence[ClusterFacts
     number = np.full(len(fresh), -1) if work.clusters is None else work.clusters.assign(texts, tasks)
     # bets need rows in a random order
     order = np.random.default_rng(work.seed).permutation(len(fresh))
+    said = [reference.text(fresh[i].trace_id) or "" for i in order]
     passed_on = np.array([one.returned != tier for one in fresh], dtype=np.bool_)
-    seen = Fresh([tasks[i] for i in order], number[order], passed_on[order], old[order], now[order])
+    seen = Fresh([tasks[i] for i in order], number[order], passed_on[order], said, old[order], now[order])
     labels = () if work.clusters is None else work.clusters.labels
     return judge(seen, [cluster.number for cluster in clusters if cluster.lessons], labels, work.options.gate)
 
