@@ -15,7 +15,7 @@ from .lessons import Lesson
 
 __all__ = ["Course", "Student", "load_student", "read_facts", "write_facts"]
 
-KINDS = {"classifier": "classifier:ClassifierStudent"}
+KINDS = {"classifier": "classifier:ClassifierStudent", "lora": "lora:LoRAStudent"}
 """Kind of a student, as its folder names it -> where it is."""
 FACTS = "student.json"
 
