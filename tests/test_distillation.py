@@ -12,7 +12,21 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from worlds import BIG, HARD, PROMISE, SMALL, World, options, portfolio, question, serve, student, traffic, word
+from worlds import (
+    BIG,
+    HARD,
+    PROMISE,
+    SMALL,
+    World,
+    accuracy,
+    options,
+    portfolio,
+    question,
+    serve,
+    student,
+    traffic,
+    word,
+)
 
 from routenlp_plugins import (
     Budget,
@@ -39,10 +53,6 @@ from routenlp_plugins.distill.lessons import read_lessons
 def world(tmp_path):
     with TraceStore(tmp_path / "traffic.db") as store:
         yield World.begun(tmp_path, store)
-
-
-def accuracy(small, queries):
-    return np.mean([small(Call(SMALL, query)).text == intent for query, intent in queries])
 
 
 def test_a_round_teaches_what_was_escalated_and_promotes_a_cheaper_release(world):

@@ -99,6 +99,10 @@ class Frontier:
         return Completion(answer, input_tokens=100, output_tokens=5, model="big-1")
 
 
+def accuracy(small: ClassifierStudent, queries: list[tuple[Query, str]]) -> float:
+    return float(np.mean([small(Call(SMALL, query)).text == intent for query, intent in queries]))
+
+
 def options(**changes: Any) -> LoopOptions:
     plain = LoopOptions(
         budget=Budget(lessons=60),

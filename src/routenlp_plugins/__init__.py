@@ -19,13 +19,17 @@ if TYPE_CHECKING:
     from .conversation import user_words as user_words
     from .deciding import ConformalCascade as ConformalCascade
     from .dispatch import Dispatcher as Dispatcher
+    from .distill.causal import base_from_gguf as base_from_gguf
     from .distill.classifier import ClassifierStudent as ClassifierStudent
     from .distill.clusters import Clustering as Clustering
     from .distill.clusters import FailureClusters as FailureClusters
     from .distill.dataset import Filters as Filters
     from .distill.gate import GateOptions as GateOptions
+    from .distill.hosted import Endpoint as Endpoint
+    from .distill.hosted import HostedStudent as HostedStudent
     from .distill.lessons import Lesson as Lesson
     from .distill.loop import DistillationLoop as DistillationLoop
+    from .distill.lora import LoRAStudent as LoRAStudent
     from .distill.options import LoopOptions as LoopOptions
     from .distill.options import Promise as Promise
     from .distill.parts import Shares as Shares
@@ -35,6 +39,7 @@ if TYPE_CHECKING:
     from .distill.student import Course as Course
     from .distill.student import Student as Student
     from .distill.student import load_student as load_student
+    from .distill.training import LoRATraining as LoRATraining
     from .errors import BudgetExceededError as BudgetExceededError
     from .errors import DataError as DataError
     from .errors import DeadlineExceededError as DeadlineExceededError
@@ -118,7 +123,11 @@ _MODULES = {
     "distill.clusters": ("Clustering", "FailureClusters"),
     "distill.dataset": ("Filters",),
     "distill.gate": ("GateOptions",),
+    "distill.causal": ("base_from_gguf",),
+    "distill.hosted": ("Endpoint", "HostedStudent"),
     "distill.lessons": ("Lesson",),
+    "distill.lora": ("LoRAStudent",),
+    "distill.training": ("LoRATraining",),
     "distill.loop": ("DistillationLoop",),
     "distill.options": ("LoopOptions", "Promise"),
     "distill.parts": ("Shares",),

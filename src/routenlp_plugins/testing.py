@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from email import message_from_bytes
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from math import log
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 from .errors import TierError
 from .types import Call, Completion
 
-__all__ = ["ScriptedServer", "ScriptedTier", "count_tokens"]
+__all__ = ["FineTuningDouble", "ScriptedServer", "ScriptedTier", "count_tokens"]
 
 Reply = Completion | str
 Replies = Mapping[str, Reply] | Callable[[Mapping[str, Any]], Reply]
@@ -65,7 +66,7 @@ class ScriptedServer:
     """An OpenAI-compatible chat-completion server on loopback; a context manager.
 
     Replies with what is scripted for the last user message, counts tokens with `count_tokens`, and streams when
-    asked to.
+    asked to. It fine-tunes too: a model whose job has ended says what its lessons say, and else what is scripted.
 
     Args:
         replies: last user message -> reply, or a function of the whole request. A reply is a text, or a completion
@@ -76,6 +77,7 @@ class ScriptedServer:
     def __init__(self, replies: Replies) -> None:
         self.replies = replies
         self.requests: list[dict[str, Any]] = []
+        self.tuning = FineTuningDouble()
         self._behaviour = _Behaviour()
         self._lock = threading.Lock()
         self._http: ThreadingHTTPServer | None = None
@@ -119,6 +121,9 @@ class ScriptedServer:
         return behaviour
 
     def _reply(self, request: Mapping[str, Any]) -> Completion | None:
+        learned = self.tuning.says(request)
+        if learned is not None:
+            return Completion(learned)
         if callable(self.replies):
             reply: Reply | None = self.replies(request)
         else:
@@ -129,6 +134,67 @@ class ScriptedServer:
 
 def _token(text: str, logprob: float | None) -> dict[str, Any]:
     return {"token": text, "logprob": log(0.99) if logprob is None else logprob, "bytes": None, "top_logprobs": []}
+
+
+@dataclass(eq=False)
+class FineTuningDouble:
+    """Files and fine-tuning jobs of a scripted server.
+
+    Attributes:
+        looks: how often a job is looked at before it ends.
+        failure: with which jobs end, instead of a model.
+    """
+
+    looks: int = 1
+    failure: str | None = None
+    files: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    jobs: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def upload(self, kind: str, body: bytes) -> dict[str, Any]:
+        """Keep the lessons of a multipart request."""
+        head = f"Content-Type: {kind}\r\n\r\n".encode()
+        parts = message_from_bytes(head + body).walk()
+        content = next(part.get_payload(decode=True) for part in parts if part.get_filename())
+        name = f"file-{len(self.files)}"
+        self.files[name] = [json.loads(line) for line in bytes(content).decode().splitlines()]
+        told = {"object": "file", "bytes": len(content), "created_at": 0, "filename": "lessons.jsonl"}
+        return {"id": name, **told, "purpose": "fine-tune", "status": "processed"}
+
+    def create(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Begin a job."""
+        name = f"ftjob-{len(self.jobs)}"
+        facts = {"object": "fine_tuning.job", "created_at": 0, "organization_id": "scripted", "result_files": []}
+        asked = {"model": request["model"], "training_file": request["training_file"], "seed": request.get("seed", 0)}
+        given = {"hyperparameters": request.get("hyperparameters") or {}, "status": "running", "error": None}
+        self.jobs[name] = {"id": name, **facts, **asked, **given, "fine_tuned_model": None, "trained_tokens": None}
+        return self.jobs[name]
+
+    def look(self, name: str) -> dict[str, Any] | None:
+        """A job, or all of them; None if there is none of that name."""
+        if not name:
+            return {"object": "list", "data": list(self.jobs.values()), "has_more": False}
+        job = self.jobs.get(name)
+        if job is not None and job["status"] == "running":
+            job["looks"] = job.get("looks", 0) + 1
+            if job["looks"] > self.looks:
+                self._end(job)
+        return job
+
+    def says(self, request: Mapping[str, Any]) -> str | None:
+        """What a fine-tuned model was taught to say to this request."""
+        made = next((job for job in self.jobs.values() if job["fine_tuned_model"] == request.get("model")), None)
+        if made is None:
+            return None
+        asked = [dict(message) for message in request["messages"]]
+        lessons = (lesson["messages"] for lesson in self.files[made["training_file"]])
+        return next((said[-1]["content"] for said in lessons if said[:-1] == asked), None)
+
+    def _end(self, job: dict[str, Any]) -> None:
+        if self.failure is not None:
+            job |= {"status": "failed", "error": {"code": "scripted", "message": self.failure, "param": None}}
+            return
+        tokens = sum(count_tokens(json.dumps(lesson)) for lesson in self.files[job["training_file"]])
+        job |= {"status": "succeeded", "fine_tuned_model": f"ft:{job['model']}:{job['id']}", "trained_tokens": tokens}
 
 
 class _Http(ThreadingHTTPServer):
@@ -144,8 +210,19 @@ def _handler(server: ScriptedServer) -> type[BaseHTTPRequestHandler]:
 
         def log_message(self, *_: object) -> None: ...
 
+        def do_GET(self) -> None:
+            found = server.tuning.look(self.path.partition("?")[0].rpartition("/jobs")[2].strip("/"))
+            self._json(found or {"error": {"message": "no such job"}}, 200 if found else 404)
+
         def do_POST(self) -> None:
-            request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            if self.path.endswith("/files"):
+                self._json(server.tuning.upload(self.headers["Content-Type"], body))
+                return
+            request = json.loads(body)
+            if self.path.endswith("/fine_tuning/jobs"):
+                self._json(server.tuning.create(request))
+                return
             behaviour = server._next(request)
             time.sleep(behaviour.delay)
             if behaviour.failures_left:

@@ -46,7 +46,7 @@ def base_from_gguf(gguf: str | Path, folder: str | Path) -> Path:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     with quiet():
-        model = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name)
+        model: Any = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name)
         tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
     # else it would be saved as quantised, which it is no longer
     del model.config.quantization_config
@@ -93,7 +93,7 @@ class CausalLM:
 
         with quiet():
             tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True)
-            model = AutoModelForCausalLM.from_pretrained(base, local_files_only=True)
+            model: Any = AutoModelForCausalLM.from_pretrained(base, local_files_only=True)
             if adapter is not None:
                 from peft import PeftModel
 
@@ -185,7 +185,7 @@ def quiet() -> Iterator[None]:
     from transformers.utils import logging as theirs
 
     bars, level = theirs.is_progress_bar_enabled(), theirs.get_verbosity()
-    theirs.disable_progress_bar()
+    theirs.disable_progress_bar()  # type: ignore[no-untyped-call]
     theirs.set_verbosity(logging.ERROR)
     try:
         # of what PEFT asks of transformers
@@ -194,4 +194,4 @@ def quiet() -> Iterator[None]:
     finally:
         theirs.set_verbosity(level)
         if bars:
-            theirs.enable_progress_bar()
+            theirs.enable_progress_bar()  # type: ignore[no-untyped-call]

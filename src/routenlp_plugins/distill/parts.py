@@ -76,7 +76,7 @@ def check_leaks(lessons: Sequence[Lesson], held_out: Mapping[str, Sequence[Serve
 
 def near_duplicates(texts: Sequence[str]) -> list[tuple[int, int]]:
     """Pairs of places of texts that are the same up to case, punctuation and a few characters."""
-    return [(one, other) for one, other in _pairs(texts, texts) if one < other]
+    return sorted((one, other) for one, other in _pairs(texts, texts) if one < other)
 
 
 def _together(units: Sequence[str], texts: Sequence[str]) -> list[str]:
@@ -101,11 +101,11 @@ def _pairs(first: Sequence[str], second: Sequence[str]) -> Iterator[tuple[int, i
     from rapidfuzz.process import cdist
 
     mine, theirs = [_normal(text) for text in first], [_normal(text) for text in second]
-    order = _by_length(theirs)
+    order, in_turn = _by_length(theirs), _by_length(mine)
     lengths = np.array([len(theirs[i]) for i in order])
     slack = 2 / (ALIKE / 100) - 1
     for start in range(0, len(mine), BLOCK):
-        block = _by_length(mine)[start : start + BLOCK]
+        block = in_turn[start : start + BLOCK]
         shortest, longest = len(mine[block[0]]), len(mine[block[-1]])
         low, high = np.searchsorted(lengths, [shortest / slack - 1, longest * slack + 1])
         some = [theirs[i] for i in order[low:high]]

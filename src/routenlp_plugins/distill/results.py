@@ -65,6 +65,7 @@ class Taught:
         already_paid: of the lessons, those whose answer had been paid for when it was served.
         dropped: why answers of the teacher were not taught -> how many.
         seconds: of training.
+        usd: of whoever trained it elsewhere; None where that is not known.
         skipped: why it was not taught; None if it was.
         verdict: of the gate; None if it was not taught.
     """
@@ -76,6 +77,7 @@ class Taught:
     dropped: Mapping[str, int] = field(default_factory=dict)
     clusters: tuple[ClusterFacts, ...] = ()
     seconds: float = 0.0
+    usd: float | None = 0.0
     skipped: str | None = None
     verdict: Verdict | None = None
 

@@ -72,5 +72,6 @@ def _bill(work: Work, told: Sequence[Taught]) -> Bill:
         if file.name.startswith(asked):
             usd = sum(o.completion.cost_usd or 0.0 for row in read_outcomes(file) for o in row.outcomes.values())
             spent[of_frontier.get(file.stem, "students")] += usd
-    hours = sum(one.seconds for one in told) / 3600
-    return Bill(**spent, training=hours * work.options.usd_per_hour)
+    # waiting for others to train is no use of a machine
+    here = sum(one.seconds for one in told if not one.usd) / 3600 * work.options.usd_per_hour
+    return Bill(**spent, training=here + sum(one.usd or 0.0 for one in told))

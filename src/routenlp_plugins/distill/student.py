@@ -15,7 +15,11 @@ from .lessons import Lesson
 
 __all__ = ["Course", "Student", "load_student", "read_facts", "write_facts"]
 
-KINDS = {"classifier": "classifier:ClassifierStudent", "lora": "lora:LoRAStudent"}
+KINDS = {
+    "classifier": "classifier:ClassifierStudent",
+    "hosted": "hosted:HostedStudent",
+    "lora": "lora:LoRAStudent",
+}
 """Kind of a student, as its folder names it -> where it is."""
 FACTS = "student.json"
 
@@ -55,6 +59,11 @@ class Student(Protocol):
     @property
     def lessons(self) -> tuple[Lesson, ...]:
         """What it has been taught so far, as far as it remembers."""
+        ...
+
+    @property
+    def model(self) -> str | None:
+        """What its answers name as their model; None where only its server knows."""
         ...
 
     def taught(self, course: Course, folder: Path) -> Self:

@@ -39,7 +39,7 @@ def teach(work: Work, tier: str) -> Taught:
     if told.skipped is None:
         begun = perf_counter()
         student = _taught(work, tier)
-        told = replace(told, seconds=perf_counter() - begun)
+        told = replace(told, seconds=perf_counter() - begun, usd=getattr(student, "training_usd", 0.0))
         told = replace(told, verdict=_judged(work, tier, student, told.clusters))
     write_json(file, asdict(told))
     return told

@@ -139,7 +139,9 @@ class _Distillation(Trainer):
     teacher: Any = None
     how: LoRATraining = LoRATraining()
 
-    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
         """Of the tokens of the answers; with a teacher's distributions as Hinton et al. (2015), equation 2."""
         labels = inputs["labels"]
         # distributions over the vocabulary take most of the memory: only those that predict an answer are made

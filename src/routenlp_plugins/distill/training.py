@@ -144,7 +144,7 @@ def train(folder: Path, *, progress: bool = False) -> Path:
     if trainer.is_world_process_zero():
         scratch = folder / f".{ADAPTER}.new"
         shutil.rmtree(scratch, ignore_errors=True)
-        trainer.model.save_pretrained(scratch)
+        trainer.save_model(str(scratch))
         scratch.replace(done)
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     return done

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from openai import AsyncOpenAI, OpenAI
 
-__all__ = ["OpenAICompatibleTier"]
+__all__ = ["OpenAICompatibleTier", "openai_package"]
 
 
 class OpenAICompatibleTier:
@@ -49,7 +49,7 @@ class OpenAICompatibleTier:
     ) -> None:
         self.model = model
         self.request = {"logprobs": True} if request is None else dict(request)
-        self._openai = _client_package()
+        self._openai = openai_package()
         self._options: dict[str, Any] = {
             "base_url": base_url,
             "api_key": api_key,
@@ -85,7 +85,12 @@ class OpenAICompatibleTier:
         return client
 
 
-def _client_package() -> ModuleType:
+def openai_package() -> ModuleType:
+    """The package ``openai``.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
     try:
         import openai
     except ModuleNotFoundError as error:
