@@ -62,9 +62,9 @@ class DistillationLoop:
             self._check(first)
             students = {name: tier for name, tier in self._given.items() if isinstance(tier, Student)}
             serving = self.registry.promote(self.registry.add(first, students, "given").number)
-        loaded = serving.release(self.options.encoder)
-        self._check(loaded)
-        self.options.promised(loaded)
+        served = serving.release(*self.options.encoders)
+        self._check(served)
+        self.options.promised(served)
 
     @property
     def serving(self) -> Version:
@@ -118,6 +118,18 @@ class DistillationLoop:
             if between is not None and number < rounds - 1:
                 between(done)
 
+    def work(self, number: int) -> Work:
+        """The traffic, the parts and the clusters of a round that was begun.
+
+        Raises:
+            ReleaseError: the version it began with is not there, or not whole.
+        """
+        folder = self.folder / "rounds" / f"{number:04}"
+        facts = read_json(folder / "begun.json")
+        base = self.registry.version(facts["version"])
+        tiers = {**self._given, **base.students()}
+        return Work(number, folder, self.store, base, tiers, (facts["since"], facts["until"]), self.options)
+
     def _round(self, until: float | None) -> Round:
         finished = self.rounds
         number = len(finished) + 1
@@ -138,10 +150,7 @@ class DistillationLoop:
             raise DataError(
                 f"{folder}: this round was begun with other options; finish it with those, or delete the folder"
             )
-        base = self.registry.version(facts["version"])
-        tiers = {**self._given, **base.students()}
-        window = (facts["since"], facts["until"])
-        work = Work(number, folder, self.store, base, tiers, window, self.options)
+        work = self.work(number)
         self.store.flush()
         if not work.harvested.served:
             why = "; ".join(f"{n} left out: {reason}" for reason, n in work.harvested.left_out.items()) or "none at all"

@@ -121,6 +121,12 @@ class LoopOptions:
             return self.encoder
         return HashedNgrams() if release.router is None else release.router.encoder
 
+    @property
+    def encoders(self) -> tuple[Encoder, ...]:
+        """All that are given, of which a saved router may need one."""
+        router = self.fit.router
+        return tuple(one for one in (self.encoder, None if router is None else router.encoder) if one is not None)
+
     def quality_of(self, portfolio: Portfolio) -> Quality:
         """How an answer is scored against the frontier's."""
         if self.quality is not None:

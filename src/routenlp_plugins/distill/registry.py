@@ -26,7 +26,7 @@ from ..release import Release
 from ..routing.encoders import Encoder
 from .student import Student, load_student
 
-__all__ = ["ReleaseRegistry", "Version"]
+__all__ = ["ReleaseRegistry", "Version", "loaded"]
 
 FORMAT_VERSION = 1
 
@@ -45,9 +45,9 @@ class Version:
     created: str
     note: str
 
-    def release(self, encoder: Encoder | None = None) -> Release:
-        """Its release; see `Release.load`."""
-        return Release.load(self.folder / "release", encoder=encoder)
+    def release(self, *encoders: Encoder) -> Release:
+        """Its release, with that of these encoders that its router was trained with; see `Release.load`."""
+        return loaded(self.folder / "release", *encoders)
 
     def students(self) -> dict[str, Student]:
         """Tier -> its student."""
@@ -194,6 +194,14 @@ class ReleaseRegistry:
     def _locked(self) -> FileLock:
         self.folder.mkdir(parents=True, exist_ok=True)
         return FileLock(self.folder / ".lock")
+
+
+def loaded(folder: Path, *encoders: Encoder) -> Release:
+    """A release, with that of these encoders that its router was trained with."""
+    release = Release.load(folder)
+    name = None if release.router is None else release.router.encoder.name
+    encoder = next((one for one in encoders if one.name == name), None)
+    return release if encoder is None else Release.load(folder, encoder=encoder)
 
 
 def _folder_of(tier: str) -> str:

@@ -7,10 +7,9 @@ from time import perf_counter
 from typing import Any
 
 from ..evaluate.outcomes import read_outcomes
-from ..release import Release
 from .asking import safe
 from .certifying import certify
-from .registry import ReleaseRegistry, Version
+from .registry import ReleaseRegistry, Version, loaded
 from .results import Bill, Round, Taught
 from .teaching import new_student, teach
 from .work import Work, read_json, write_json
@@ -58,7 +57,7 @@ def _promoted(work: Work, registry: ReleaseRegistry) -> Version:
     known = next((version for version in registry.versions if version.note == note), None)
     if known is None:
         students = {tier: new_student(work, tier) for tier in work.students}
-        known = registry.add(Release.load(work.folder / "release", encoder=work.options.encoder), students, note)
+        known = registry.add(loaded(work.folder / "release", *work.options.encoders), students, note)
     return registry.promote(known.number)
 
 

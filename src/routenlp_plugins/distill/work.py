@@ -51,7 +51,7 @@ class Work:
     @cached_property
     def release(self) -> Release:
         """That serves."""
-        return self.base.release(self.options.encoder)
+        return self.base.release(*self.options.encoders)
 
     @property
     def portfolio(self) -> Portfolio:
