@@ -39,7 +39,21 @@ from routenlp_plugins.evaluate.outcomes import Outcome, OutcomeRow
 from routenlp_plugins.evaluate.table import cost_of
 from routenlp_plugins.replaying import replayed
 
-__all__ = ["ARMS", "DELTA", "RETENTION", "Setting", "costs", "escalated", "fitted", "lessons", "rows_of", "setting"]
+__all__ = [
+    "ARMS",
+    "DELTA",
+    "FRONTIER",
+    "RETENTION",
+    "STUDENT",
+    "Row",
+    "Setting",
+    "costs",
+    "escalated",
+    "fitted",
+    "lessons",
+    "rows_of",
+    "setting",
+]
 
 ARMS = ("none", "random", "random escalated", "random failures", "uncertainty", "size x gap", "coverage")
 METRICS = {"cs_intent": "accuracy", "legal_clause": "accuracy", "cs_response": "rouge_l"}

@@ -238,3 +238,69 @@ def test_the_demo_does_not_overwrite_a_report(tmp_path):
     done = run("demo", "--out", tmp_path / "out", "--report", report)
     assert done.exit_code == 2
     assert report.read_text() == "mine"
+
+
+class TestDistillation:
+    """The commands of the loop, on a real store and a scripted endpoint."""
+
+    @pytest.fixture
+    def served(self, tmp_path, monkeypatch):
+        from worlds import BIG, Frontier, World, serve, traffic
+
+        from routenlp_plugins import Call, TraceStore
+        from routenlp_plugins.testing import ScriptedServer
+
+        monkeypatch.setenv("OPENAI_API_KEY", "none")
+        store = f"sqlite:///{tmp_path / 'traffic.db'}"
+        with TraceStore(store) as opened:
+            world = World.begun(tmp_path, opened)
+            world.release.save(tmp_path / "release")
+            world.small.tier.save(tmp_path / "small.safetensors")
+            world.small.save(tmp_path / "small")
+            serve(world.loop(), traffic(1600, seed=2))
+
+        def says(request):
+            from routenlp_plugins import Query
+
+            return Frontier()(Call(BIG, Query(request["messages"][-1]["content"]))).text
+
+        with ScriptedServer(says) as server:
+            yield tmp_path, store, server.url
+
+    def distill(self, served, *more, student="small"):
+        folder, store, url = served
+        arguments = ("distill", "--store", store, "--student", f"small={folder / student}", "--frontier", "big-1")
+        return run(*arguments, "--base-url", url, "--folder", folder / "loop", *more)
+
+    def test_a_round_is_run_shown_and_rolled_back(self, served):
+        folder, _, _ = served
+        page, facts = folder / "page.html", folder / "round.json"
+        done = self.distill(served, "--release", folder / "release", "--lessons", "60", "--html", page, "--json", facts)
+        assert done.exit_code == 0, done.output
+        (told,) = json.loads(facts.read_text())
+        assert told["promoted"] == 2 and told["students"][0]["lessons"] == 60
+        assert "promoted as version 2" in page.read_text() and "<svg" in page.read_text()
+        assert "1 rounds" not in page.read_text()
+        shown = run("status", "--folder", folder / "loop")
+        assert "version 2" in shown.stdout and "round 1" in shown.stdout
+        assert json.loads(run("status", "--folder", folder / "loop", "--json").stdout)["serving"] == 2
+        assert "version 1 serves" in run("rollback", "--folder", folder / "loop").stdout
+        assert "version 2 serves" in run("promote", "2", "--folder", folder / "loop").stdout
+        again = self.distill(served)
+        assert again.exit_code == 2 and "no traffic to look at since the last round" in again.output
+        assert self.distill(served, "--html", page).exit_code == 2
+
+    def test_a_refusal_is_told(self, served):
+        folder, _, _ = served
+        done = self.distill(served, "--release", folder / "release", "--alpha", "0.001", student="small.safetensors")
+        assert done.exit_code == 0, done.output
+        assert "refused:" in done.stdout and "the version before serves" in done.stdout
+
+    def test_bad_input_is_told(self, served, tmp_path):
+        folder, store, _ = served
+        assert "give --release DIR" in self.distill(served).output
+        assert "--student small: expected TIER=" in run("distill", "--store", store, "--student", "small", "--frontier", "x", "--release", folder / "release", "--folder", folder / "l").output  # fmt: skip
+        for command in ("status", "rollback"):
+            done = run(command, "--folder", tmp_path / "nothing")
+            assert done.exit_code == 2 and "no versions there" in done.output
+        assert run("promote", "1", "--folder", tmp_path / "nothing").exit_code == 2

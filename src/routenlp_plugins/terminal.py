@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from .distill.results import Round
 from .policy import Policy, Rung
 from .release import Release
 from .replaying import Replay
@@ -17,7 +19,57 @@ from .signals.keeping import Kept
 from .signals.labels import LabelModel
 from .signals.ledger import Ledger
 
-__all__ = ["show_labels", "show_ledger", "show_release", "show_replay"]
+__all__ = ["show_labels", "show_ledger", "show_release", "show_replay", "show_round", "show_versions"]
+
+
+def show_round(console: Console, done: Round) -> None:
+    """What was taught, what the gate says, what it cost and saves."""
+    console.print(Text.assemble((f"Round {done.number}", "bold"), f": {done.queries} queries of the traffic"))
+    for reason, number in done.left_out.items():
+        console.print(f"{number} traces left out: {reason}", highlight=False)
+    for one in done.students:
+        if one.skipped is None:
+            paid = f"{one.already_paid} of them paid for when they were served"
+            console.print(f"{one.tier}: {one.lessons} lessons, {paid}", highlight=False, markup=False)
+    table = Table("on fresh queries", "", "queries", "quality before", "after", "p")
+    for check in (check for one in done.students if one.verdict for check in one.verdict.checks):
+        if check.kind != "harm" or not check.passed:
+            verdict = "passed" if check.passed else "failed"
+            qualities = f"{check.old:.3f}", f"{check.new:.3f}", f"{check.p_value:.3g}"
+            table.add_row(escape(f"{check.kind}: {check.about}"), verdict, str(check.n), *qualities)
+    if table.row_count:
+        console.print(table)
+    for why in done.refusals:
+        console.print(f"refused: {why}", highlight=False, markup=False)
+    if done.broken is not None:
+        console.print(f"what served before did not keep its promise any more: {done.broken}", highlight=False)
+    if done.before is not None and done.after is not None:
+        ratios = f"{_number(done.before['cost_ratio'])} before, {_number(done.after['cost_ratio'])} after"
+        console.print(f"cost against always-frontier, on fresh queries: {ratios}", highlight=False)
+    earned = "" if done.break_even is None else f", earned after {done.break_even} queries"
+    console.print(f"spent: USD {done.bill.total:.4f}{earned}", highlight=False)
+    end = "the version before serves" if done.promoted is None else f"version {done.promoted} serves: {done.certified}"
+    console.print(end, highlight=False, markup=False)
+
+
+def show_versions(console: Console, facts: Mapping[str, Any]) -> None:
+    """One row a version and one a round."""
+    table = Table("version", "", "made", "from")
+    for one in facts["versions"]:
+        serves = "serves" if one["version"] == facts["serving"] else ""
+        table.add_row(str(one["version"]), serves, one["created"], escape(one["note"]))
+    console.print(table)
+    table = Table("round", "queries", "cost before", "after", "USD spent", "outcome")
+    for one in facts["rounds"]:
+        outcome = f"version {one['promoted']}" if one["promoted"] else f"refused: {'; '.join(one['refusals'])}"
+        numbers = _number(one["before"]), _number(one["after"]), f"{one['cost_usd']:.4f}"
+        table.add_row(str(one["number"]), str(one["queries"]), *numbers, escape(outcome))
+    if table.row_count:
+        console.print(table)
+    for number in facts["unfinished"]:
+        console.print(
+            f"round {number} was begun and is not finished; routenlp distill goes on with it", highlight=False
+        )
 
 
 def show_release(console: Console, release: Release) -> None:

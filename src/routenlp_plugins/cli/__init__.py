@@ -7,10 +7,10 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from . import releases, stores, others  # isort: skip  # commands are listed in this order
+from . import releases, stores, distilling, others  # isort: skip  # commands are listed in this order
 from .shared import app
 
-__all__ = ["app", "main", "others", "releases", "stores"]
+__all__ = ["app", "distilling", "main", "others", "releases", "stores"]
 
 
 def _show_version(wanted: bool) -> None:

@@ -4,14 +4,15 @@ Each test is about the mean difference of quality on one query, new student less
 size (`routenlp_plugins.cascade.bounds.betting_p_value`). All that is claimed must be shown, each at the same level, so
 that the chance of promoting a student of which any of it is false is at most that level (intersection-union test:
 Berger 1982). Harm to a part is looked for, on the contrary: in each cluster, and among the queries with each answer
-of the frontier, since what is taught wrongly about one label need be no cluster. That none is found is no proof that
-there is none, and so the smallest harm that would have been found is told beside it.
+of the frontier, since what is taught wrongly about one label need be no cluster; and in all of those together that look
+worse on one half of the queries, tested on the other half. That none is found is no proof that there is none, and so
+the smallest harm that would have been found is told beside it.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -27,6 +28,8 @@ __all__ = ["Check", "Fresh", "GateOptions", "Verdict", "judge"]
 
 FEWEST_ALIKE = 5
 """Fresh queries with the same answer, from which harm to them is looked for."""
+SHOWN = 8
+"""Groups that a refusal names."""
 NEEDED = 0.8
 """Power with which a harm would have been found that is told."""
 
@@ -177,11 +180,11 @@ def judge(fresh: Fresh, taught: Sequence[int], names: Sequence[str], options: Ga
 
 
 def _harm(fresh: Fresh, gain: NDArray[np.float64], names: Sequence[str], options: GateOptions) -> list[Check]:
-    """H0 of each cluster, and of the queries with each answer: they are not worse."""
-    groups = {_place(number, names): fresh.clusters == number for number in np.unique(fresh.clusters).tolist()}
-    said = Counter(fresh.answers)
-    of_answer = np.asarray(fresh.answers)
-    groups |= {f"answer {text!r}": of_answer == text for text, n in sorted(said.items()) if n >= FEWEST_ALIKE}
+    """H0 of each cluster, of the queries with each answer, and of what looks worse of either: they are not worse."""
+    clusters = {_place(number, names): fresh.clusters == number for number in np.unique(fresh.clusters).tolist()}
+    said, of_answer = Counter(fresh.answers), np.asarray(fresh.answers)
+    answers = {f"answer {text!r}": of_answer == text for text, n in sorted(said.items()) if n >= FEWEST_ALIKE}
+    groups = {**clusters, **answers, **_suspects(clusters, gain), **_suspects(answers, gain)}
     level = options.level / max(len(groups), 1)
     p = [_p_value(gain[of], 1.0, level) for of in groups.values()]
     found = holm(p, options.level)
@@ -189,6 +192,20 @@ def _harm(fresh: Fresh, gain: NDArray[np.float64], names: Sequence[str], options
         _check(fresh, about, "harm", of, value, not bad, _detectable(gain[of], level))
         for (about, of), value, bad in zip(groups.items(), p, found.tolist(), strict=True)
     ]
+
+
+def _suspects(groups: Mapping[str, NDArray[np.bool_]], gain: NDArray[np.float64]) -> dict[str, NDArray[np.bool_]]:
+    """Harm that is spread over groups, too little in each of them: those that look worse on one half of the queries,
+    tested together on the other, which played no part in choosing them."""
+    half = np.arange(len(gain)) % 2 == 0
+    found = {}
+    for seen in (half, ~half):
+        worse = [about for about, of in groups.items() if (of & seen).any() and gain[of & seen].mean() < 0]
+        if len(worse) > 1:
+            shown = ", ".join(worse[:SHOWN]) + (f" and {len(worse) - SHOWN} more" if len(worse) > SHOWN else "")
+            together = np.logical_or.reduce([groups[about] for about in worse]) & ~seen
+            found[f"together, what looked worse before: {shown}"] = together
+    return found
 
 
 def _place(number: int, names: Sequence[str]) -> str:
