@@ -43,6 +43,7 @@ from routenlp_plugins import (
     fit,
     replay,
 )
+from routenlp_plugins.distill.registry import Version
 from routenlp_plugins.evaluate.outcomes import OutcomeRow
 
 RESULTS = HERE / "results" / "distillation_loop.json"
@@ -217,9 +218,9 @@ def by_text(of: Setting) -> Callable[[Call], Completion]:
 
 
 def crash() -> dict[str, Any]:
-    """Kill -9 at random moments of a round; each time, what serves must be whole and answer as before."""
+    """Kill -9 in every step of a round; each time, what serves must be whole and answer as before."""
     of, student = world(FIRST + TRAFFIC)
-    died: dict[str, int] = {}
+    died: dict[str, int] = dict.fromkeys(STEPS, 0)
     finished = broken = 0
     rng = random.Random(SEED)
     with TemporaryDirectory() as name:
@@ -231,52 +232,65 @@ def crash() -> dict[str, Any]:
             serve(loop, of, of.traffic[FIRST:])
         kept = folder / "kept"
         subprocess.run(["cp", "-r", folder / "loop", kept], check=True)
-        kills = 0
-        while kills < KILLS:
+        while min(died.values()) < KILLS // len(STEPS):
             subprocess.run(["rm", "-rf", folder / "loop"], check=True)
             subprocess.run(["cp", "-r", kept, folder / "loop"], check=True)
-            for _ in range(50):
-                process = subprocess.Popen(
-                    [sys.executable, "-c", CHILD, str(folder), str(HERE)],
-                    stdout=subprocess.PIPE,
-                    text=True,
-                    env=dict(os.environ),
-                )
-                assert process.stdout is not None
-                process.stdout.readline()
-                time.sleep(rng.uniform(0.05, 3.0))
-                alive = process.poll() is None
-                process.send_signal(signal.SIGKILL)
-                told = process.stdout.read().strip()
-                process.wait()
-                process.stdout.close()
-                if alive and not told:
-                    kills += 1
-                    at = phase(folder / "loop")
-                    died[at] = died.get(at, 0) + 1
+            told = ""
+            # each process goes on where the one before was killed, until one comes to the end
+            for step in [*STEPS, ""]:
+                told = killed(folder, step, rng)
+                if not told:
+                    died[reached(folder / "loop")] += 1
                 version = ReleaseRegistry(folder / "loop").serving
-                served = {} if version is None else version.students()
-                wanted = student.model if version is not None and version.number == 1 else None
-                if version is None or version.release().policy.void or (wanted and served[STUDENT].model != wanted):
-                    broken += 1
-                if told or kills >= KILLS:
-                    finished += bool(told)
-                    break
-    return {"kills": kills, "died_in": died, "rounds_finished_after_all": finished, "serving_not_whole": broken}
-
-
-def phase(loop: Path) -> str:
-    """What a round was doing, by the files that it left."""
-    folder = loop / "rounds" / "0001"
-    steps = {
-        "harvest": folder / "traffic.jsonl",
-        "choosing lessons": folder / f"lessons-{STUDENT}.json",
-        "training": folder / "students" / STUDENT / "student.json",
-        "judging": folder / f"taught-{STUDENT}.json",
-        "calibration": folder / "certified.json",
-        "promotion": folder / "round.json",
+                broken += version is None or not as_it_was(version, student)
+            finished += bool(told)
+    return {
+        "kills": sum(died.values()),
+        "died_in": died,
+        "rounds_finished_after": finished,
+        "serving_not_whole": broken,
     }
-    return next((step for step, file in steps.items() if not file.exists()), "after promotion")
+
+
+def as_it_was(version: Version, student: ClassifierStudent) -> bool:
+    """Whether a version is whole, and the first one what it was."""
+    same = version.number > 1 or version.students()[STUDENT].model == student.model
+    return version.release().policy.void is None and same
+
+
+STEPS = ("harvest", "choosing lessons", "training", "judging", "calibration", "promotion")
+ROUND = Path("rounds") / "0001"
+FILES = {
+    "harvest": ROUND / "traffic.jsonl",
+    "choosing lessons": ROUND / f"lessons-{STUDENT}.json",
+    "training": ROUND / "students" / STUDENT / "student.json",
+    "judging": ROUND / f"taught-{STUDENT}.json",
+    "calibration": ROUND / "certified.json",
+    "promotion": ROUND / "round.json",
+}
+"""Step of a round -> what is there at its end."""
+
+
+def reached(loop: Path) -> str:
+    """The step that a round is at."""
+    return next((step for step in STEPS if not (loop / FILES[step]).exists()), "promotion")
+
+
+def killed(folder: Path, step: str, rng: random.Random) -> str:
+    """What a round says at its end; nothing if it is killed within a step before that."""
+    command = [sys.executable, "-c", CHILD, str(folder), str(HERE)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=dict(os.environ))
+    assert process.stdout is not None
+    process.stdout.readline()
+    if step:
+        while process.poll() is None and STEPS.index(reached(folder / "loop")) < STEPS.index(step):
+            time.sleep(0.002)
+        time.sleep(rng.uniform(0, 0.2))
+        process.send_signal(signal.SIGKILL)
+    told = process.stdout.read().strip()
+    process.wait()
+    process.stdout.close()
+    return told
 
 
 def speed() -> dict[str, Any]:

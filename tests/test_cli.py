@@ -299,7 +299,9 @@ class TestDistillation:
     def test_bad_input_is_told(self, served, tmp_path):
         folder, store, _ = served
         assert "give --release DIR" in self.distill(served).output
-        assert "--student small: expected TIER=" in run("distill", "--store", store, "--student", "small", "--frontier", "x", "--release", folder / "release", "--folder", folder / "l").output  # fmt: skip
+        begun = ("--release", folder / "release", "--folder", folder / "loop")
+        done = run("distill", "--store", store, "--student", "small", "--frontier", "x", *begun)
+        assert done.exit_code == 2 and "--student small: expected TIER=" in done.output
         for command in ("status", "rollback"):
             done = run(command, "--folder", tmp_path / "nothing")
             assert done.exit_code == 2 and "no versions there" in done.output

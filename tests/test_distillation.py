@@ -37,11 +37,13 @@ from routenlp_plugins import (
     DistillationLoop,
     GateOptions,
     LoopOptions,
+    Portfolio,
     PortfolioError,
     Query,
     Release,
     ReleaseError,
     ReleaseRegistry,
+    Tier,
     TierError,
     TraceStore,
     ledger,
@@ -265,6 +267,13 @@ def test_bad_beginnings_are_told(world, tmp_path):
         DistillationLoop(tmp_path / "third", world.store, {SMALL: world.small, BIG: world.small}, world.release)
     with pytest.raises(PortfolioError, match="medium is not in the portfolio"):
         DistillationLoop(tmp_path / "fourth", world.store, {**tiers, "medium": world.small}, world.release)
+
+
+def test_a_folder_of_another_portfolio_is_told(world):
+    loop = world.loop()
+    other = Release.frontier_only(Portfolio((Tier("a", 1, 1), Tier("b", 2, 2))))
+    with pytest.raises(DataError, match="version 1, which serves, has another portfolio"):
+        DistillationLoop(loop.folder, world.store, {"a": world.small, "b": world.frontier}, other, options())
 
 
 def test_tiers_without_a_student_are_told(world):

@@ -167,21 +167,22 @@ class TestLoRA:
         for one, other in zip(together, alone, strict=True):
             assert one.token_logprobs == pytest.approx(other.token_logprobs, abs=1e-4)
 
-    def test_it_is_taught_on_and_rehearses(self, tiny, tmp_path):
-        one = LoRAStudent(tiny, training=FAST, most=4).taught(Course(fruit(120)), tmp_path / "one")
+    def test_what_it_rehearses_is_learned_too(self, tiny, tmp_path):
         new = tuple(Lesson(f"s{i}", "t", f"number {i} is square", "brick") for i in range(60))
-        slowly = replace(one, training=replace(FAST, rate=0.005))
-        two = slowly.taught(Course(new, fruit(60)), tmp_path / "two")
-        alone = slowly.taught(Course(new), tmp_path / "alone")
-        assert two(Call(SMALL, Query("number 900 is square", "t"))).text == "brick"
+        both = LoRAStudent(tiny, training=FAST, most=4).taught(Course(new, fruit(180)), tmp_path / "both")
+        assert both(Call(SMALL, Query("number 900 is square", "t"))).text == "brick"
+        asked = fruit(30, start=2000)
+        said = both.answers([lesson.query for lesson in asked], batch=30)
+        assert np.mean([a.text == lesson.answer for a, lesson in zip(said, asked, strict=True)]) > 0.6
+        assert {lesson.id for lesson in both.lessons} == {lesson.id for lesson in new}
 
-        def kept(of: LoRAStudent) -> float:
-            asked = fruit(30, start=2000)
-            said = of.answers([lesson.query for lesson in asked], batch=30)
-            return float(np.mean([a.text == lesson.answer for a, lesson in zip(said, asked, strict=True)]))
-
-        assert kept(two) > kept(alone)
-        assert len(two.lessons) == 180
+    def test_it_is_taught_on_from_its_adapter(self, tiny, tmp_path):
+        one = LoRAStudent(tiny, training=FAST, most=4).taught(Course(fruit(60)), tmp_path / "one")
+        slowly = replace(one, training=replace(FAST, epochs=1, rate=1e-6))
+        two = slowly.taught(Course(fruit(30, start=500)), tmp_path / "two")
+        asked = [lesson.query for lesson in fruit(20, start=2000)]
+        assert [a.text for a in two.answers(asked, 20)] == [a.text for a in one.answers(asked, 20)]
+        assert len(two.lessons) == 90 and two.model != one.model
 
     def test_stops_when_nothing_gets_better(self, tiny, tmp_path):
         job = tmp_path / "job"
@@ -242,7 +243,7 @@ class TestLoRA:
 
     def test_killed_in_the_middle_it_goes_on_from_its_checkpoint(self, tiny, tmp_path, monkeypatch):
         job = tmp_path / "job"
-        training.begin(job, tiny, fruit(400), (), LoRATraining(epochs=8, batch=2, rate=0.01, patience=99), seed=0)
+        training.begin(job, tiny, fruit(120), (), LoRATraining(epochs=6, batch=2, rate=0.01, patience=99), seed=0)
         command = [sys.executable, "-m", "routenlp_plugins.distill.training", str(job)]
         process = subprocess.Popen(command, env=environment())
         while not list((job / "checkpoints").glob("checkpoint-*/trainer_state.json")):

@@ -63,6 +63,11 @@ class DistillationLoop:
             students = {name: tier for name, tier in self._given.items() if isinstance(tier, Student)}
             serving = self.registry.promote(self.registry.add(first, students, "given").number)
         served = serving.release(*self.options.encoders)
+        if release is not None and Release.given(release).portfolio.fingerprint != served.portfolio.fingerprint:
+            raise DataError(
+                f"{self.folder}: version {serving.number}, which serves, has another portfolio than the release "
+                "that is given; choose another folder, or leave the release out"
+            )
         self._check(served)
         self.options.promised(served)
 
