@@ -363,7 +363,7 @@ def test_versions_are_promoted_and_rolled_back(world):
         ("promoted", 2),
         ("rolled back to", 1),
     ]
-    with pytest.raises(ReleaseError, match="no such file"):
+    with pytest.raises(ReleaseError, match="there is no version 7; versions: 1, 2"):
         registry.promote(7)
 
 

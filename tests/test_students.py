@@ -233,7 +233,7 @@ class TestLoRA:
         training.begin(tmp_path, tiny, fruit(8), (), FAST, seed=0)
         with pytest.raises(DataError, match="another training was begun here"):
             training.begin(tmp_path, tiny, fruit(9), (), FAST, seed=0)
-        with pytest.raises(DataError, match="a training is begun by begin"):
+        with pytest.raises(DataError, match=r"a training is begun by begin\(\)"):
             training.train(tmp_path / "nothing")
 
     def test_settings_are_checked(self):

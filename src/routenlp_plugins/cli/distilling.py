@@ -137,7 +137,7 @@ def _registry(folder: Path) -> ReleaseRegistry:
 
 
 def _rounds(folder: Path) -> list[dict[str, object]]:
-    from ..distill.work import read_json
+    from ..distill.files import read_json
 
     told = [read_json(file) for file in sorted((folder / "rounds").glob("[0-9]*/round.json"))]
     names = ("number", "queries", "promoted", "refusals", "cost_usd", "break_even")

@@ -14,10 +14,11 @@ from ..evaluate.references import Reference
 from ..portfolio import Portfolio
 from ..tiers.boundary import SyncTierCallable, TierCallable, sync_form
 from ..types import Query
+from .files import file_name
 from .harvest import Served
 from .student import Student
 
-__all__ = ["Asked", "Asking", "Quality", "rows_of", "safe"]
+__all__ = ["Asked", "Asking", "Quality", "rows_of"]
 
 Quality = Callable[[Query, str, str], float | None]
 """(query, answer, the frontier's answer) -> quality in [0, 1]; None where it cannot tell."""
@@ -85,7 +86,7 @@ class Asking:
     def _collected(
         self, name: str, function: SyncTierCallable, queries: Sequence[Query], about: str
     ) -> dict[str, Outcome]:
-        out = self.folder / f"{about}-{safe(name)}.jsonl"
+        out = self.folder / f"{about}-{file_name(name)}.jsonl"
         references = [Reference(query, "", metric=UNSCORED) for query in queries]
         # of this tier alone, whatever it is to the others
         alone = Portfolio((self.portfolio.tier(name),), name)
@@ -138,8 +139,3 @@ def _scored(outcome: Outcome, query: Query, reference: str, quality: Quality) ->
 def _is_of(one: Served, name: str, model: str | None) -> bool:
     answer = one.answer_of(name)
     return answer is not None and (model is None or answer.model == model)
-
-
-def safe(name: str) -> str:
-    """A name that every file system has for a tier."""
-    return "".join(c if c.isalnum() or c in "-._" else "_" for c in name)

@@ -13,9 +13,10 @@ from ..fitting import fit
 from ..release import Release
 from ..replaying import Replay, replay
 from .asking import rows_of
+from .files import read_json, write_json
 from .options import Promise
 from .student import Student
-from .work import Work, read_json, write_json
+from .work import Work
 
 __all__ = ["certify"]
 

@@ -12,7 +12,7 @@ from ..errors import DataError, ReleaseError
 from ..tiers.text_classifier import TextClassifierTier
 from ..types import Call, Completion
 from .lessons import Lesson, read_lessons, write_lessons
-from .student import Course, read_facts, repeated, write_facts
+from .student import Course, is_student, new_student_folder, read_facts, repeated, write_facts
 
 __all__ = ["ClassifierStudent"]
 
@@ -53,7 +53,7 @@ class ClassifierStudent:
 
     def taught(self, course: Course, folder: Path) -> ClassifierStudent:
         """Another student, which has learned these lessons too, saved in a new folder."""
-        if (folder / "student.json").exists():
+        if is_student(folder):
             return self.load(folder)
         if self.lessons:
             kept = repeated((*self.lessons, *course.rehearsal, *course.lessons))
@@ -71,9 +71,7 @@ class ClassifierStudent:
         Raises:
             ReleaseError: there is a student already.
         """
-        if (folder / "student.json").exists():
-            raise ReleaseError(f"{folder}: exists already and is not overwritten; choose a new folder")
-        folder.mkdir(parents=True, exist_ok=True)
+        new_student_folder(folder)
         # what an interruption left
         (folder / MODEL).unlink(missing_ok=True)
         self.tier.save(folder / MODEL)

@@ -18,6 +18,7 @@ from ..signals.sampling import unit_of
 from ..signals.signal import Signal
 from ..signals.store import TraceStore
 from ..types import Completion
+from .files import write_whole
 
 __all__ = ["Harvest", "Served", "harvest", "read_harvest", "write_harvest"]
 
@@ -122,9 +123,7 @@ def write_harvest(path: Path, found: Harvest) -> Path:
     """Write what `read_harvest` reads, in one step."""
     head = {"unreadable": found.unreadable, "beyond_text": found.beyond_text, "unanswered": found.unanswered}
     lines = [json.dumps(head), *(_line(one) for one in found.served)]
-    scratch = path.with_name(f".{path.name}.new")
-    scratch.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return scratch.replace(path)
+    return write_whole(path, "\n".join(lines) + "\n")
 
 
 def read_harvest(path: Path) -> Harvest:

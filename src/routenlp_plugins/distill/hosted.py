@@ -17,8 +17,9 @@ from rich.console import Console
 from ..errors import DataError, ReleaseError, TierError
 from ..tiers.openai_compatible import OpenAICompatibleTier, openai_package
 from ..types import Call, Completion
+from .files import read_json, write_json
 from .lessons import Lesson, read_lessons, write_lessons
-from .student import Course, read_facts, repeated, write_facts
+from .student import Course, is_student, new_student_folder, read_facts, repeated, write_facts
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -84,7 +85,7 @@ class HostedStudent:
         Raises:
             TierError: the job failed, or was cancelled; the next attempt begins another one.
         """
-        if (folder / "student.json").exists():
+        if is_student(folder):
             return self.load(folder)
         folder.mkdir(parents=True, exist_ok=True)
         known = repeated((*self.lessons, *course.rehearsal, *course.lessons))
@@ -101,9 +102,7 @@ class HostedStudent:
         Raises:
             ReleaseError: there is a student already.
         """
-        if (folder / "student.json").exists():
-            raise ReleaseError(f"{folder}: exists already and is not overwritten; choose a new folder")
-        folder.mkdir(parents=True, exist_ok=True)
+        new_student_folder(folder)
         write_lessons(folder / LESSONS, self.lessons)
         where = self.endpoint
         write_facts(
@@ -139,7 +138,7 @@ class HostedStudent:
     def _begun(self, folder: Path, lessons: Sequence[Lesson], seed: int) -> str:
         """The id of the job, begun if it was not."""
         file = folder / JOB
-        facts: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        facts: dict[str, Any] = read_json(file) if file.exists() else {}
         jobs = self._client.fine_tuning.jobs
         if "file" not in facts:
             content = "".join(json.dumps(_example(lesson), ensure_ascii=False) + "\n" for lesson in lessons)
@@ -147,12 +146,12 @@ class HostedStudent:
                 file=("lessons.jsonl", BytesIO(content.encode("utf-8", "replace"))), purpose="fine-tune"
             )
             facts = {"file": sent.id}
-            _write(file, facts)
+            write_json(file, facts)
         if "job" not in facts:
             # the answer to an earlier request may have been lost
             running = next((job.id for job in jobs.list() if job.training_file == facts["file"]), None)
             facts["job"] = running or self._create(facts["file"], seed)
-            _write(file, facts)
+            write_json(file, facts)
         return str(facts["job"])
 
     def _create(self, file: str, seed: int) -> str:
@@ -189,9 +188,3 @@ def _example(lesson: Lesson) -> dict[str, Any]:
         raise DataError(f"lesson {lesson.id!r}: an empty answer cannot be taught")
     said = [dict(message) for message in lesson.query.chat]
     return {"messages": [*said, {"role": "assistant", "content": lesson.answer}]}
-
-
-def _write(file: Path, facts: Mapping[str, Any]) -> None:
-    scratch = file.with_name(f".{file.name}.new")
-    scratch.write_text(json.dumps(facts) + "\n", encoding="utf-8")
-    scratch.replace(file)

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ..errors import DataError
 from ..evaluate.outcomes import first_problem, read_lines
 from ..types import Message, Query
+from .files import write_whole
 
 __all__ = ["Kind", "Lesson", "read_lessons", "write_lessons"]
 
@@ -83,6 +84,4 @@ def read_lessons(path: str | Path) -> tuple[Lesson, ...]:
 def write_lessons(path: str | Path, lessons: Iterable[Lesson]) -> Path:
     """Write what `read_lessons` reads."""
     lines = [json.dumps(lesson.as_dict(), ensure_ascii=False) + "\n" for lesson in lessons]
-    # a lone surrogate cannot be written
-    Path(path).write_bytes("".join(lines).encode("utf-8", "replace"))
-    return Path(path)
+    return write_whole(Path(path), "".join(lines))

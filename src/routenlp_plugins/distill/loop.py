@@ -12,12 +12,13 @@ from ..errors import DataError, PortfolioError
 from ..release import Release
 from ..signals.store import TraceStore
 from ..tiers.boundary import TierCallable
+from .files import read_json, write_json
 from .options import LoopOptions
 from .registry import ReleaseRegistry, Version
 from .results import Round
 from .rounds import run_round
 from .student import Student
-from .work import Work, read_json, write_json
+from .work import Work
 
 __all__ = ["DistillationLoop"]
 

@@ -12,7 +12,7 @@ from ..errors import DataError, ReleaseError
 from ..types import Call, Completion, Query
 from .causal import CausalLM, weights_digest
 from .lessons import Lesson, read_lessons, write_lessons
-from .student import Course, read_facts, repeated, write_facts
+from .student import Course, is_student, new_student_folder, read_facts, repeated, write_facts
 from .training import ADAPTER, LoRATraining, begin, train
 
 __all__ = ["LoRAStudent"]
@@ -62,7 +62,7 @@ class LoRAStudent:
 
     def taught(self, course: Course, folder: Path) -> LoRAStudent:
         """Another student, whose adapter was trained on from this one's."""
-        if (folder / "student.json").exists():
+        if is_student(folder):
             return self.load(folder)
         job = folder / "job"
         begin(
@@ -88,9 +88,7 @@ class LoRAStudent:
         Raises:
             ReleaseError: there is a student already.
         """
-        if (folder / "student.json").exists():
-            raise ReleaseError(f"{folder}: exists already and is not overwritten; choose a new folder")
-        folder.mkdir(parents=True, exist_ok=True)
+        new_student_folder(folder)
         shutil.rmtree(folder / ADAPTER, ignore_errors=True)
         if self.adapter is not None:
             shutil.copytree(self.adapter, folder / ADAPTER)

@@ -8,7 +8,6 @@ FOLDER/serving.json                     which version serves, and which did befo
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Mapping
@@ -24,6 +23,7 @@ from filelock import FileLock
 from ..errors import ReleaseError
 from ..release import Release
 from ..routing.encoders import Encoder
+from .files import file_name, name_of, read_json, write_json
 from .student import Student, load_student
 
 __all__ = ["ReleaseRegistry", "Version", "loaded"]
@@ -52,7 +52,7 @@ class Version:
     def students(self) -> dict[str, Student]:
         """Tier -> its student."""
         folders = sorted((self.folder / "students").glob("*"))
-        return {_tier_of(folder): load_student(folder) for folder in folders}
+        return {name_of(folder.name): load_student(folder) for folder in folders}
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +81,7 @@ class ReleaseRegistry:
     @property
     def versions(self) -> tuple[Version, ...]:
         """All that are there, in order."""
-        numbers = sorted(int(p.name) for p in (self.folder / "versions").glob("[0-9]*") if p.name.isdecimal())
-        return tuple(self.version(number) for number in numbers)
+        return tuple(self.version(number) for number in self._numbers())
 
     def version(self, number: int) -> Version:
         """One of them, every byte checked.
@@ -91,7 +90,10 @@ class ReleaseRegistry:
             ReleaseError: there is none, or a file is missing, truncated or edited.
         """
         folder = self.folder / "versions" / f"{number:04}"
-        facts = _read_json(folder / "version.json")
+        if not folder.is_dir():
+            there = ", ".join(str(number) for number in self._numbers()) or "none"
+            raise ReleaseError(f"{self.folder}: there is no version {number}; versions: {there}")
+        facts = read_json(folder / "version.json")
         if facts.get("format_version") != FORMAT_VERSION:
             raise ReleaseError(
                 f"{folder / 'version.json'}: format_version: expected {FORMAT_VERSION}, got "
@@ -124,18 +126,18 @@ class ReleaseRegistry:
             # what an interruption left behind
             for left in root.glob(".new-*"):
                 shutil.rmtree(left)
-            number = max((int(p.name) for p in root.glob("[0-9]*") if p.name.isdecimal()), default=0) + 1
+            number = max(self._numbers(), default=0) + 1
             scratch = Path(mkdtemp(dir=root, prefix=".new-"))
             release.save(scratch / "release")
             for tier, student in students.items():
-                student.save(scratch / "students" / _folder_of(tier))
+                student.save(scratch / "students" / file_name(tier))
             facts = {
                 "format_version": FORMAT_VERSION,
                 "created": datetime.now(UTC).isoformat(timespec="seconds"),
                 "note": note,
                 "sha256": _digests(scratch),
             }
-            _write(scratch / "version.json", facts)
+            write_json(scratch / "version.json", facts)
             for path in scratch.rglob("*"):
                 if path.is_file():
                     _sync(path)
@@ -171,20 +173,20 @@ class ReleaseRegistry:
             self._change(before, before.history[:-1], "rolled back to", version.number)
         return version
 
+    def _numbers(self) -> list[int]:
+        return sorted(int(p.name) for p in (self.folder / "versions").glob("[0-9]*") if p.name.isdecimal())
+
     def _change(self, before: _Serving, history: tuple[int, ...], what: str, number: int) -> None:
         change = {"at": datetime.now(UTC).isoformat(timespec="seconds"), "what": what, "version": number}
         facts = {"format_version": FORMAT_VERSION, "history": history, "changes": [*before.changes, change]}
-        scratch = self.folder / ".serving.json.new"
-        _write(scratch, facts)
-        _sync(scratch)
-        scratch.replace(self.folder / "serving.json")
+        write_json(self.folder / "serving.json", facts)
         _sync(self.folder)
 
     def _read(self) -> _Serving:
         file = self.folder / "serving.json"
         if not file.exists():
             return _Serving()
-        facts = _read_json(file)
+        facts = read_json(file)
         if facts.get("format_version") != FORMAT_VERSION:
             raise ReleaseError(
                 f"{file}: format_version: expected {FORMAT_VERSION}, got {facts.get('format_version')!r}"
@@ -202,16 +204,6 @@ def loaded(folder: Path, *encoders: Encoder) -> Release:
     name = None if release.router is None else release.router.encoder.name
     encoder = next((one for one in encoders if one.name == name), None)
     return release if encoder is None else Release.load(folder, encoder=encoder)
-
-
-def _folder_of(tier: str) -> str:
-    """A name that every file system has for a tier."""
-    return "".join(c if c.isalnum() or c in "-._" else f"%{ord(c):04x}" for c in tier)
-
-
-def _tier_of(folder: Path) -> str:
-    head, *rest = folder.name.split("%")
-    return head + "".join(chr(int(part[:4], 16)) + part[4:] for part in rest)
 
 
 def _digests(folder: Path) -> dict[str, str]:
@@ -235,19 +227,3 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _write(path: Path, facts: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        facts = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ReleaseError(f"{file}: no such file; `routenlp status` lists the versions that are there") from None
-    except (OSError, ValueError) as error:
-        raise ReleaseError(f"{file}: cannot be read ({error})") from None
-    if not isinstance(facts, dict):
-        raise ReleaseError(f"{file}: expected a JSON object, got {type(facts).__name__}")
-    return facts

@@ -7,12 +7,12 @@ from time import perf_counter
 from typing import Any
 
 from ..evaluate.outcomes import read_outcomes
-from .asking import safe
 from .certifying import certify
+from .files import file_name, read_json, write_json
 from .registry import ReleaseRegistry, Version, loaded
 from .results import Bill, Round, Taught
 from .teaching import new_student, teach
-from .work import Work, read_json, write_json
+from .work import Work
 
 __all__ = ["run_round"]
 
@@ -64,8 +64,8 @@ def _promoted(work: Work, registry: ReleaseRegistry) -> Version:
 def _bill(work: Work, told: Sequence[Taught]) -> Bill:
     """From the files of the round, so that no interruption loses anything."""
     spent = {"teacher": 0.0, "labels": 0.0, "students": 0.0}
-    of_frontier = {f"teacher-{safe(work.frontier)}": "teacher"}
-    of_frontier |= {f"{part}-{safe(work.frontier)}": "labels" for part in ("gate", "certification")}
+    of_frontier = {f"teacher-{file_name(work.frontier)}": "teacher"}
+    of_frontier |= {f"{part}-{file_name(work.frontier)}": "labels" for part in ("gate", "certification")}
     asked = ("teacher-", "teaching-", "gate-", "certification-", "certify-")
     for file in sorted(work.folder.glob("*.jsonl")):
         if file.name.startswith(asked):

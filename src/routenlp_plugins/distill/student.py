@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -11,9 +10,10 @@ from typing import Any, Protocol, Self, runtime_checkable
 
 from ..errors import DataError, ReleaseError
 from ..types import Call, Completion
+from .files import new_folder, read_json, write_json
 from .lessons import Lesson
 
-__all__ = ["Course", "Student", "load_student", "read_facts", "write_facts"]
+__all__ = ["Course", "Student", "is_student", "load_student", "new_student_folder", "read_facts", "write_facts"]
 
 KINDS = {
     "classifier": "classifier:ClassifierStudent",
@@ -94,10 +94,8 @@ def load_student(folder: str | Path) -> Student:
 
 
 def write_facts(folder: Path, kind: str, **facts: Any) -> None:
-    """Write what a student's folder says of itself, in one step."""
-    scratch = folder / f".{FACTS}.new"
-    scratch.write_text(json.dumps({"format_version": 1, "kind": kind, **facts}, indent=2) + "\n", encoding="utf-8")
-    scratch.replace(folder / FACTS)
+    """Write what a student's folder says of itself, last of all: it tells that the folder is whole."""
+    write_json(folder / FACTS, {"format_version": 1, "kind": kind, **facts})
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
@@ -106,14 +104,24 @@ def read_facts(folder: Path) -> dict[str, Any]:
     Raises:
         ReleaseError: the file is missing or no such file, or newer.
     """
-    file = folder / FACTS
-    try:
-        facts = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ReleaseError(f"{file}: cannot be read as the facts of a student ({error})") from None
-    if not isinstance(facts, dict) or facts.get("format_version") != 1:
-        raise ReleaseError(f"{file}: format_version: expected 1, got {facts!r:.60}")
+    facts = read_json(folder / FACTS)
+    if facts.get("format_version") != 1:
+        raise ReleaseError(f"{folder / FACTS}: format_version: expected 1, got {facts.get('format_version')!r}")
     return facts
+
+
+def new_student_folder(folder: Path) -> Path:
+    """Make a folder for a student; one that is there is never touched.
+
+    Raises:
+        ReleaseError: there is a student already.
+    """
+    return new_folder(folder, FACTS)
+
+
+def is_student(folder: Path) -> bool:
+    """Whether the folder holds a whole student."""
+    return (folder / FACTS).exists()
 
 
 def repeated(lessons: Sequence[Lesson]) -> tuple[Lesson, ...]:

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 
 from ..evaluate.units import one_row_per_unit
 from ..types import Completion
-from .asking import Asked, safe
+from .asking import Asked
 from .dataset import Taught as TaughtQuery
 from .dataset import lessons_of, rehearsal
+from .files import file_name, read_json, write_json
 from .gate import Fresh, Verdict, judge
 from .harvest import Served
 from .lessons import Lesson, read_lessons, write_lessons
@@ -23,7 +24,7 @@ from .parts import check_leaks
 from .results import ClusterFacts, Taught
 from .selection import SELECTIONS, Candidates, coverage, covered
 from .student import Course, Student
-from .work import Work, read_json, words, write_json
+from .work import Work, words
 
 __all__ = ["new_student", "teach"]
 
@@ -55,7 +56,7 @@ def _taught(work: Work, tier: str) -> Student:
     lessons = read_lessons(work.file("lessons", tier, "jsonl"))
     heard = read_lessons(work.file("rehearsal", tier, "jsonl"))
     course = Course(lessons, heard, work.seed, work.options.progress)
-    return work.students[tier].taught(course, work.folder / "students" / safe(tier))
+    return work.students[tier].taught(course, work.folder / "students" / file_name(tier))
 
 
 def _lessons(work: Work, tier: str) -> Taught:

@@ -10,7 +10,6 @@ FOLDER/adapter/          what comes out
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -21,6 +20,7 @@ from typing import Any
 from ..errors import DataError
 from ..evaluate.units import unit_interval
 from .causal import need, prompt_of, quiet
+from .files import read_json, write_json
 from .lessons import Lesson, read_lessons, write_lessons
 
 __all__ = ["LoRATraining", "begin", "train"]
@@ -107,14 +107,12 @@ def begin(
     }
     file = folder / JOB
     if file.exists():
-        if json.loads(file.read_text(encoding="utf-8")) != facts:
+        if read_json(file) != facts:
             raise DataError(f"{folder}: another training was begun here; choose a new folder, or delete it")
         return
     write_lessons(folder / "lessons.jsonl", lessons)
     write_lessons(folder / "rehearsal.jsonl", rehearsal)
-    scratch = folder / f".{JOB}.new"
-    scratch.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-    scratch.replace(file)
+    write_json(file, facts)
 
 
 def train(folder: Path, *, progress: bool = False) -> Path:
@@ -131,10 +129,9 @@ def train(folder: Path, *, progress: bool = False) -> Path:
     if (done / "adapter_config.json").exists():
         return done
     need("torch", "transformers", "peft", "accelerate")
-    try:
-        job = json.loads((folder / JOB).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"{folder / JOB}: cannot be read ({error.strerror}); a training is begun by begin()") from None
+    if not (folder / JOB).exists():
+        raise DataError(f"{folder / JOB}: no such file; a training is begun by begin()")
+    job = read_json(folder / JOB)
     from .trainer import fine_tuned
 
     lessons = [*read_lessons(folder / "lessons.jsonl"), *read_lessons(folder / "rehearsal.jsonl")]

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -18,15 +16,16 @@ from ..routing.encoders import Encoder
 from ..signals.store import TraceStore
 from ..tiers.boundary import TierCallable
 from ..types import Attempt
-from .asking import Asked, Asking, Quality, safe
+from .asking import Asked, Asking, Quality
 from .clusters import FailureClusters
+from .files import file_name
 from .harvest import Harvest, Served, harvest, read_harvest, write_harvest
 from .options import LoopOptions
 from .parts import parts_of
 from .registry import Version
 from .student import Student
 
-__all__ = ["Work", "read_json", "words", "write_json"]
+__all__ = ["Work", "words"]
 
 
 @dataclass(frozen=True)
@@ -147,7 +146,7 @@ class Work:
 
     def file(self, what: str, tier: str, ending: str = "json") -> Path:
         """Of a step that is about one tier."""
-        return self.folder / f"{what}-{safe(tier)}.{ending}"
+        return self.folder / f"{what}-{file_name(tier)}.{ending}"
 
     def _drawn(self, served: Sequence[Served], most: int) -> list[Served]:
         if len(served) <= most:
@@ -160,16 +159,3 @@ class Work:
 def words(served: Sequence[Served]) -> tuple[list[str], list[str]]:
     """Texts and tasks of queries."""
     return [one.row.query.text for one in served], [one.row.query.task or "" for one in served]
-
-
-def write_json(file: Path, facts: Mapping[str, Any]) -> None:
-    """In one step: a file that is there is whole."""
-    scratch = file.with_name(f".{file.name}.new")
-    scratch.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    scratch.replace(file)
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """What `write_json` wrote."""
-    facts: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return facts
