@@ -197,7 +197,7 @@ def lessons(
         saving=frontier_usd,
         price=np.where(passed_on, 0.0, frontier_usd),
         cluster=clusters.assign(texts, [of.task] * len(texts)),
-        quality=lambda query, answer, reference: quality(answer, reference),
+        agreement=lambda task, one, other: quality(one, other),
     )
     if arm == "coverage":
         known = encoder([row["text"] for row in of.given]), [row["reference"] for row in of.given]

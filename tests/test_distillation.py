@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from itertools import pairwise
+from threading import Lock
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from worlds import (
     HARD,
     PROMISE,
     SMALL,
+    Frontier,
     World,
     accuracy,
     options,
@@ -35,10 +38,13 @@ from routenlp_plugins import (
     DataError,
     Dispatcher,
     DistillationLoop,
+    Filters,
+    FitOptions,
     GateOptions,
     LoopOptions,
     Portfolio,
     PortfolioError,
+    Promise,
     Query,
     Release,
     ReleaseError,
@@ -48,7 +54,10 @@ from routenlp_plugins import (
     TraceStore,
     ledger,
 )
+from routenlp_plugins.distill.files import write_json
+from routenlp_plugins.distill.gate import Fresh, judge
 from routenlp_plugins.distill.lessons import read_lessons
+from routenlp_plugins.distill.teaching import teach
 
 
 @pytest.fixture
@@ -374,3 +383,134 @@ def test_a_version_that_was_edited_is_not_served(world):
     file.write_text(file.read_text() + "\n")
     with pytest.raises(ReleaseError, match="missing, truncated or edited"):
         registry.promote(number)
+
+
+class Forgetful:
+    """A hosted model, as far as the loop can see: nobody knows which version answers. Taught, it forgets all else."""
+
+    lessons = ()
+    model = None
+
+    def __init__(self, answers):
+        self.answers = answers
+
+    def __call__(self, call):
+        return Completion(self.answers(call), confidence=0.9, model="hosted")
+
+    def taught(self, course, folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        learned = {lesson.text: lesson.answer for lesson in course.lessons}
+        return Forgetful(lambda call: learned.get(call.query.text, "nonsense"))
+
+    def save(self, folder):
+        raise AssertionError("a student that forgets everything must not be kept")
+
+
+def test_a_student_without_a_known_version_is_not_judged_by_its_old_answers(world):
+    old = world.small
+    loop = world.loop()
+    serve(loop, traffic(1600, seed=2))
+    (loop.folder / "rounds" / "0001").mkdir(parents=True)
+    begun = {"id": "x", "since": None, "until": time.time(), "version": 1, "options": loop.options.digest}
+    write_json(loop.folder / "rounds" / "0001" / "begun.json", begun)
+    forgetful = Forgetful(lambda call: old(call).text)
+    found = loop.work(1)
+    told = teach(replace(found, tiers={SMALL: forgetful, BIG: world.frontier}), SMALL)
+    assert told.verdict is not None and not told.verdict.promoted
+    (untaught,) = [check for check in told.verdict.checks if check.about == "untaught"]
+    assert untaught.old > 0.8 and untaught.new < 0.1
+
+
+def test_a_rollback_during_a_round_stands(world):
+    loop = world.loop()
+    serve(loop, traffic(1600, seed=2))
+    registry = loop.registry
+    other = registry.add(world.release, {SMALL: world.small}, "an emergency")
+
+    def meanwhile(call: Call) -> Completion:
+        registry.promote(other.number)
+        return world.frontier(call)
+
+    tiers = {SMALL: world.small, BIG: meanwhile}
+    done = DistillationLoop(loop.folder, world.store, tiers, options=loop.options).round()
+    assert done.promoted is None and registry.serving.number == other.number
+    assert "serves no longer, or was returned to" in done.refusals[-1]
+
+
+def test_what_was_rolled_back_is_not_promoted_by_finishing_the_round(world):
+    loop = world.loop()
+    serve(loop, traffic(1600, seed=2))
+    loop.round()
+    (loop.folder / "rounds" / "0001" / "round.json").unlink()
+    loop.registry.rollback()
+    done = loop.round()
+    assert done.promoted is None and loop.registry.serving.number == 1
+    assert [version.number for version in loop.registry.versions] == [1, 2]
+
+
+def test_a_task_that_nothing_fresh_speaks_of_is_refused():
+    seen = np.zeros(400, dtype=np.intp), np.ones(400, dtype=bool)
+    fresh = Fresh(["a"] * 400, *seen, [""] * 400, np.zeros(400), np.ones(400))
+    assert judge(fresh, (0,), ("c",)).promoted
+    (why,) = judge(fresh, (0,), ("c",), tasks=("a", "b")).refusals
+    assert "task 'b': not shown" in why
+
+
+def test_two_students_are_taught_in_one_round(tmp_path):
+    three = (Tier(SMALL, usd_per_hour=0.001), Tier("middle", usd_per_hour=0.1), Tier(BIG, 2.5, 10))
+    both = Portfolio(three, BIG, portfolio().tasks)
+    with TraceStore(tmp_path / "t.db") as store:
+        frontier, small, middle = Frontier(), student(), student(seed=4)
+        release = Release.frontier_only(both, ("intent",))
+        tiers = {SMALL: small, "middle": middle, BIG: frontier}
+        how = options(promise=PROMISE, budget=Budget(80, usd=1))
+        loop = DistillationLoop(tmp_path / "d", store, tiers, release, how)
+        serve(loop, traffic(1600, seed=2))
+        done = loop.round()
+    assert {taught.tier for taught in done.students} == {SMALL, "middle"}
+    assert done.promoted == 2 or "cost" in str(done.refusals)
+
+
+def test_a_promise_of_another_kind_is_not_taken_over(world, tmp_path):
+    certificate = replace(world.release.certificate, risk="selective violation")
+    other = replace(world.release, certificate=certificate)
+    with pytest.raises(DataError, match="promises a selective violation"):
+        Promise.of(other, FitOptions())
+    assert Promise.of(other, FitOptions(selective=True)).alpha == certificate.level
+
+
+def test_rounds_that_share_delta_have_each_their_share(world):
+    loop = world.loop(together=2)
+    assert loop.options.promised(world.release, 1).delta == pytest.approx(0.05)
+    with pytest.raises(DataError, match="2 rounds share delta, and all have had theirs"):
+        loop.options.promised(world.release, 3)
+    serve(loop, traffic(1600, seed=2))
+    loop.round()
+    # the second share is of the first promise, not of the share
+    assert loop.work(1).options.promised(loop.serving.release(), 2).delta == pytest.approx(0.05)
+
+
+def test_the_future_is_no_traffic(world):
+    loop = world.loop()
+    for bad in (time.time() + 3600, float("nan"), 0, True, "now"):
+        with pytest.raises(DataError, match="until must be after the last round, and not in the future"):
+            loop.round(until=bad)
+
+
+def test_options_are_told_apart_by_what_they_do():
+    def one(query, answer, reference):
+        return 1.0
+
+    def other(query, answer, reference):
+        return 0.0
+
+    class Validator:
+        def __init__(self):
+            self.lock = Lock()
+
+        def __call__(self, query, answer):
+            return True
+
+    assert options(quality=one).digest != options(quality=other).digest
+    checked = [options(filters=Filters(validators={"v": Validator()})).digest for _ in range(2)]
+    assert checked[0] == checked[1] != options().digest

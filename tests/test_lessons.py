@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -25,7 +28,7 @@ from routenlp_plugins.distill.clusters import ELSEWHERE
 from routenlp_plugins.distill.dataset import Taught, lessons_of, rehearsal
 from routenlp_plugins.distill.harvest import Harvest, Served, read_harvest, write_harvest
 from routenlp_plugins.distill.lessons import read_lessons, write_lessons
-from routenlp_plugins.distill.parts import check_leaks, near_duplicates, parts_of
+from routenlp_plugins.distill.parts import asked_by_many, check_leaks, leaks, near_duplicates, parts_of
 from routenlp_plugins.distill.selection import SELECTIONS, Candidates, coverage, covered
 from routenlp_plugins.evaluate.outcomes import Outcome, OutcomeRow
 
@@ -98,21 +101,44 @@ class TestParts:
         assert parts_of(traffic, Shares(), seed=4) != parts
 
     @settings(max_examples=30, deadline=None)
-    @given(
-        st.lists(
-            st.tuples(st.integers(0, 5), st.sampled_from(["Where is it?", "where is it", "How?", "Why now"])),
-            min_size=2,
-        )
-    )
-    def test_units_and_near_duplicates_stay_together(self, drawn):
-        traffic = [served(str(i), text, unit=f"u{unit}") for i, (unit, text) in enumerate(drawn)]
+    @given(st.lists(st.integers(0, 5), min_size=2))
+    def test_units_stay_together(self, units):
+        traffic = [served(str(i), f"question {i}", unit=f"u{unit}") for i, unit in enumerate(units)]
         parts = parts_of(traffic, Shares(), seed=0)
         where = {one.trace_id: name for name, of in parts.items() for one in of}
-        for one in traffic:
-            for other in traffic:
-                alike = same_text(one.row.query.text, other.row.query.text)
-                if one.unit == other.unit or alike:
-                    assert where[one.trace_id] == where[other.trace_id]
+        assert len(where) == len(units)
+        assert len({(one.unit, where[one.trace_id]) for one in traffic}) == len(set(units))
+
+    def test_a_question_that_many_ask_is_in_every_part(self):
+        traffic = [served(str(i), "hello" if i % 3 else f"question {i} of {i * 7919}") for i in range(600)]
+        parts = parts_of(traffic, Shares(), seed=0)
+        for of in parts.values():
+            assert np.mean([one.row.query.text == "hello" for one in of]) == pytest.approx(2 / 3, abs=0.1)
+        common = asked_by_many(traffic)
+        assert common == {"hello"}
+        gate = [served("g", "hello")]
+        check_leaks([Lesson("x", "t", "Hello!", "hi")], {"gate": gate}, common)
+        with pytest.raises(DataError, match="is nearly the same"):
+            check_leaks([Lesson("x", "t", "Hello!", "hi")], {"gate": gate}, frozenset())
+
+    def test_one_who_asks_often_is_not_many(self):
+        assert asked_by_many([served(str(i), "hello", unit="one") for i in range(20)]) == frozenset()
+
+    def test_conversations_are_compared_as_a_whole(self):
+        def turn(name: str, before: str) -> Query:
+            said = ({"role": "assistant", "content": before}, {"role": "user", "content": "yes please"})
+            return Query("yes please", "t", name, said)
+
+        one, other = turn("a", "Shall I block the card?"), turn("b", "Do you want a new account with us?")
+        assert leaks([one], [other], frozenset()) == []
+        assert leaks([one], [replace(one, id="c")], frozenset()) == [(0, 0)]
+        made = lessons_of([Taught(one, Completion("blocked")), Taught(other, Completion("opened"))])
+        assert len(made.lessons) == 2 and made.dropped == {}
+
+    def test_thousands_of_the_same_question_take_no_time(self):
+        begun = time.perf_counter()
+        assert len(near_duplicates(["hi"] * 20_000)) == 19_999
+        assert time.perf_counter() - begun < 5
 
     def test_near_duplicates_are_found_among_texts_of_any_length(self):
         long = " ".join(f"word{i}" for i in range(300))
@@ -121,11 +147,11 @@ class TestParts:
 
     def test_a_leak_is_an_error(self):
         held_out = {"gate": [served("g", "What does it cost?")]}
-        check_leaks([Lesson("x", "t", "Something else", "y")], held_out)
+        check_leaks([Lesson("x", "t", "Something else", "y")], held_out, frozenset())
         with pytest.raises(DataError, match="leak: query 'g' is both taught and in the gate part"):
-            check_leaks([Lesson("g", "t", "Something else", "y")], held_out)
+            check_leaks([Lesson("g", "t", "Something else", "y")], held_out, frozenset())
         with pytest.raises(DataError, match="'x', which is taught, is nearly the same as 'g'"):
-            check_leaks([Lesson("x", "t", "what does it cost", "y")], held_out)
+            check_leaks([Lesson("x", "t", "what does it cost", "y")], held_out, frozenset())
 
     def test_shares_leave_something_to_certify(self):
         with pytest.raises(DataError, match="leave nothing to certify on"):
@@ -200,7 +226,7 @@ def candidates(n: int = 200, seed: int = 0, price: float = 0.0) -> Candidates:
         saving=np.full(n, 0.01),
         price=np.where(escalated, 0.0, price),
         cluster=np.array([sorted(TOPICS).index(kind) for kind in kinds]),
-        quality=lambda query, answer, reference: same_text(answer, reference),
+        agreement=lambda task, one, other: same_text(one, other),
     )
 
 
@@ -240,11 +266,30 @@ class TestSelection:
         chosen = coverage(of, Budget(6), 0, (of.vectors[some], [of.answers[i] or "" for i in some]))
         assert all(of.answers[i] == "money" for i in chosen)
 
-    def test_dear_answers_must_be_worth_it(self):
-        of = candidates(price=1.0)
-        # failures that audits found, whose answers are still to be paid
-        of.right[~of.escalated] = 0.0
-        assert of.escalated[coverage(of, Budget(40), 0)].mean() > 0.9
+    def test_within_a_budget_it_is_at_least_as_good_as_either_rule(self):
+        for seed in range(5):
+            of = candidates(seed=seed, price=1.0)
+            # failures that audits found, whose answers are still to be paid, some of them dear
+            of.right[~of.escalated] = 0.0
+            of.price[:] = np.random.default_rng(seed).choice([0.0, 0.1, 1.0], len(of))
+            weight = of.saving * of.escalated
+
+            def worth(chosen: list[int], of=of, weight=weight) -> float:
+                return float((weight * covered(of, chosen)).sum())
+
+            chosen = coverage(of, Budget(40, usd=2.0), 0)
+            assert of.price[chosen].sum() <= 2.0
+            free = [i for i in coverage(of, Budget(40), 0) if of.price[i] == 0]
+            assert worth(chosen) >= worth(free) - 1e-12
+            (single,) = coverage(of, Budget(1, usd=2.0), 0)
+            assert worth(chosen) >= worth([single]) - 1e-12
+
+    def test_nothing_that_saves_nothing_is_taught(self):
+        of = candidates(40)
+        of.saving[:] = 0.0
+        of.saving[np.flatnonzero(of.escalated)[0]] = 1.0
+        of.vectors[:] = np.eye(40, of.vectors.shape[1], dtype=np.float32)
+        assert coverage(of, Budget(30), 0) == [int(np.flatnonzero(of.escalated)[0])]
 
     def test_nothing_escalated_teaches_nothing(self):
         of = candidates()

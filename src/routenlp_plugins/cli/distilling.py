@@ -116,8 +116,8 @@ def promote(
 ) -> None:
     """Let a version serve, whatever serves now."""
     with bad_input(None):
-        found = _registry(folder).promote(version)
-    Console().print(f"version {found.number} serves: {found.folder}", highlight=False, markup=False, soft_wrap=True)
+        _registry(folder).promote(version)
+    Console().print(f"version {version} serves", highlight=False, markup=False)
 
 
 @app.command(cls=Command)

@@ -66,7 +66,8 @@ class Asking:
     ) -> Asked:
         """What a tier answers to queries of the traffic.
 
-        What it has answered there already is taken, where no student has become another one since.
+        What it has answered there already is taken; of a student only what this very one has answered, so that a new
+        one is never taken for an old one.
 
         Args:
             again: whether it is asked all the same.
@@ -77,8 +78,7 @@ class Asking:
         function = sync_form(tier)
         if function is None:
             raise PortfolioError(f"tier {name!r} is async only; distillation needs a sync form")
-        model = getattr(tier, "model", None) if isinstance(tier, Student) else None
-        known = {one.trace_id: one.row.outcomes[name] for one in served if not again and _is_of(one, name, model)}
+        known = {} if again else {one.trace_id: one.row.outcomes[name] for one in served if _is_of(one, name, tier)}
         missing = [one.row.query for one in served if one.trace_id not in known]
         answered = self._collected(name, function, missing, about) if missing else {}
         return Asked({**known, **answered}, frozenset(answered))
@@ -136,6 +136,8 @@ def _scored(outcome: Outcome, query: Query, reference: str, quality: Quality) ->
     return replace(outcome, quality=quality(query, outcome.completion.text, reference))
 
 
-def _is_of(one: Served, name: str, model: str | None) -> bool:
+def _is_of(one: Served, name: str, tier: TierCallable) -> bool:
     answer = one.answer_of(name)
-    return answer is not None and (model is None or answer.model == model)
+    if answer is None or not isinstance(tier, Student):
+        return answer is not None
+    return tier.model is not None and answer.model == tier.model

@@ -152,7 +152,11 @@ class FailureClusters:
         arrays: dict[str, NDArray[Any]] = {"radii": self.radii}
         for name, of in (("means", self.means), ("bases", self.bases), ("centres", self.centres)):
             arrays |= {f"{name}/{task}": array for task, array in of.items()}
-        return write_arrays(path, facts, arrays)
+        if Path(path).exists():
+            raise ReleaseError(f"{path}: exists already and is not overwritten; choose a new file")
+        scratch = Path(path).with_name(f".{Path(path).name}.new")
+        scratch.unlink(missing_ok=True)
+        return write_arrays(scratch, facts, arrays).replace(path)
 
     @classmethod
     def load(cls, path: str | Path, encoder: Encoder) -> FailureClusters:
@@ -216,10 +220,13 @@ def _kmeans(points: NDArray[np.float32], how: Clustering, seed: int) -> NDArray[
     from sklearn.metrics import silhouette_score
 
     most = min(how.most, len(points) // FEWEST, len(np.unique(points, axis=0)) - 1)
+    seen = np.random.default_rng(seed).permutation(len(points))[:SAMPLE]
     best, chosen = -np.inf, np.zeros(len(points), dtype=np.intp)
     for k in _ks(most):
         labels = KMeans(k, n_init=3, random_state=seed).fit_predict(points)
-        score = silhouette_score(points, labels, sample_size=min(SAMPLE, len(points)), random_state=seed)
+        if len(np.unique(labels[seen])) < 2:
+            continue
+        score = silhouette_score(points[seen], labels[seen])
         if score > best:
             best, chosen = float(score), np.asarray(labels, dtype=np.intp)
     return chosen

@@ -14,7 +14,7 @@ from ..errors import DataError
 from ..tiers.scored import Judgement, Verifier
 from ..types import Completion, Query
 from .lessons import Lesson
-from .parts import near_duplicates
+from .parts import near_duplicates, words_of
 
 __all__ = ["Dataset", "Filters", "Taught", "lessons_of", "rehearsal"]
 
@@ -112,7 +112,7 @@ def lessons_of(taught: Sequence[Taught], filters: Filters | None = None, known: 
             passed.append(place)
         else:
             dropped[why] += 1
-    texts = [taught[place].query.text for place in passed] + [lesson.text for lesson in known]
+    texts = [words_of(taught[place].query) for place in passed] + [words_of(lesson.query) for lesson in known]
     answers = [taught[place].answer.text for place in passed] + [lesson.answer for lesson in known]
     out: dict[int, str] = {}
     for first, second in sorted(near_duplicates(texts)):

@@ -12,7 +12,7 @@ the smallest harm that would have been found is told beside it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -137,7 +137,13 @@ class Verdict:
         return cls(checks, tuple(facts["refusals"]), facts["margin"], facts["level"])
 
 
-def judge(fresh: Fresh, taught: Sequence[int], names: Sequence[str], options: GateOptions | None = None) -> Verdict:
+def judge(
+    fresh: Fresh,
+    taught: Sequence[int],
+    names: Sequence[str],
+    options: GateOptions | None = None,
+    tasks: Collection[str] = (),
+) -> Verdict:
     """Test a student against the one it was taught from.
 
     Taught is what the old student passed on in clusters of which lessons were chosen; untaught all else, above all what
@@ -146,12 +152,13 @@ def judge(fresh: Fresh, taught: Sequence[int], names: Sequence[str], options: Ga
     Args:
         taught: clusters of which lessons were chosen.
         names: (C,) what clusters are called in refusals.
+        tasks: of which something must be shown, beside those of the fresh queries.
     """
     options = options or GateOptions()
     of_task, in_taught = np.asarray(fresh.tasks), np.isin(fresh.clusters, list(taught)) & fresh.escalated
     gain = fresh.new - fresh.old
     checks, refusals = [], []
-    parts = [(task, of_task == task) for task in sorted(set(fresh.tasks))]
+    parts = [(task, of_task == task) for task in sorted({*fresh.tasks, *tasks})]
     for about, places in [*parts, *([("untaught", ~in_taught)] if (~in_taught).any() else [])]:
         # H0: it is worse by the margin or more
         p = _p_value(-gain[places] - options.margin, 1 - options.margin, options.level)
@@ -199,12 +206,13 @@ def _suspects(groups: Mapping[str, NDArray[np.bool_]], gain: NDArray[np.float64]
     tested together on the other, which played no part in choosing them."""
     half = np.arange(len(gain)) % 2 == 0
     found = {}
-    for seen in (half, ~half):
+    for name, seen in (("first", half), ("second", ~half)):
         worse = [about for about, of in groups.items() if (of & seen).any() and gain[of & seen].mean() < 0]
         if len(worse) > 1:
             shown = ", ".join(worse[:SHOWN]) + (f" and {len(worse) - SHOWN} more" if len(worse) > SHOWN else "")
             together = np.logical_or.reduce([groups[about] for about in worse]) & ~seen
-            found[f"together, what looked worse before: {shown}"] = together
+            if together.any():
+                found[f"together, what looks worse on the {name} half of the queries: {shown}"] = together
     return found
 
 
@@ -227,11 +235,13 @@ def _check(
 
 
 def _not_shown(check: Check, gain: NDArray[np.float64], options: GateOptions) -> str:
+    about = "what was not taught" if check.about == "untaught" else f"task {check.about!r}"
+    if not check.n:
+        return f"{about}: not shown to be less than {options.margin:g} worse: no fresh query of it"
     excess = -gain - options.margin
     moment = max(float((excess**2).mean()), options.margin)
     needed = labels_needed_for_mean(float(excess.mean()), moment, options.level)
     remedy = "" if needed is None or needed <= check.n else f"; about {needed} would do if it is what it seems to be"
-    about = "what was not taught" if check.about == "untaught" else f"task {check.about!r}"
     return (
         f"{about}: not shown to be less than {options.margin:g} worse: quality {check.old:.3f} before, {check.new:.3f} "
         f"after, on {check.n} fresh queries (p {check.p_value:.3f}, needed {options.level:g}){remedy}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from time import time
 
@@ -12,8 +13,9 @@ from ..errors import DataError, PortfolioError
 from ..release import Release
 from ..signals.store import TraceStore
 from ..tiers.boundary import TierCallable
+from ..types import new_id
 from .files import read_json, write_json
-from .options import LoopOptions
+from .options import LoopOptions, Promise
 from .registry import ReleaseRegistry, Version
 from .results import Round
 from .rounds import run_round
@@ -62,7 +64,10 @@ class DistillationLoop:
             first = Release.given(release)
             self._check(first)
             students = {name: tier for name, tier in self._given.items() if isinstance(tier, Student)}
-            serving = self.registry.promote(self.registry.add(first, students, "given").number)
+            self.options.promised(first, 1)
+            serving = self.registry.add(first, students, "given")
+            write_json(self.folder / "promise.json", asdict(self.options.promise_of(first)))
+            self.registry.promote(serving.number)
         served = serving.release(*self.options.encoders)
         if release is not None and Release.given(release).portfolio.fingerprint != served.portfolio.fingerprint:
             raise DataError(
@@ -70,7 +75,6 @@ class DistillationLoop:
                 "that is given; choose another folder, or leave the release out"
             )
         self._check(served)
-        self.options.promised(served)
 
     @property
     def serving(self) -> Version:
@@ -134,7 +138,10 @@ class DistillationLoop:
         facts = read_json(folder / "begun.json")
         base = self.registry.version(facts["version"])
         tiers = {**self._given, **base.students()}
-        return Work(number, folder, self.store, base, tiers, (facts["since"], facts["until"]), self.options)
+        promise = Promise(**read_json(self.folder / "promise.json"))
+        options = replace(self.options, promise=self.options.promise or promise)
+        window = (facts["since"], facts["until"])
+        return Work(number, facts["id"], folder, self.store, base, tiers, window, options)
 
     def _round(self, until: float | None) -> Round:
         finished = self.rounds
@@ -145,17 +152,18 @@ class DistillationLoop:
             folder.mkdir(parents=True, exist_ok=True)
             since = finished[-1].until if finished else None
             beginning = {
+                "id": new_id(),
                 "since": since,
-                "until": time() if until is None else until,
+                "until": _checked_time(until, since),
                 "version": self.serving.number,
                 "options": self.options.digest,
             }
             write_json(begun, beginning)
         facts = read_json(begun)
         if facts["options"] != self.options.digest:
-            raise DataError(
-                f"{folder}: this round was begun with other options; finish it with those, or delete the folder"
-            )
+            raise DataError(f"{folder}: this round was begun with other options; finish it with those")
+        if until is not None and until != facts["until"]:
+            raise DataError(f"{folder}: this round was begun with the traffic until {facts['until']}; leave until out")
         work = self.work(number)
         self.store.flush()
         if not work.harvested.served:
@@ -179,3 +187,12 @@ class DistillationLoop:
             raise PortfolioError(f"tiers: {', '.join(unknown)} is not in the portfolio of the release")
         if isinstance(self._given[release.portfolio.frontier], Student):
             raise PortfolioError(f"tiers: the frontier {release.portfolio.frontier!r} teaches; it cannot be a student")
+
+
+def _checked_time(until: float | None, since: float | None) -> float:
+    now = time()
+    if until is None:
+        return now
+    if isinstance(until, bool) or not isinstance(until, int | float) or not (since or 0) < until <= now:
+        raise DataError(f"until must be after the last round, and not in the future, got {until!r}")
+    return float(until)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from hashlib import sha256
 from types import FunctionType
 from typing import Any
 
+from ..cascade.certificate import Certificate
 from ..comparing import comparator
 from ..errors import DataError
 from ..fitting import FitOptions
@@ -34,15 +36,20 @@ class Promise:
     delta: float = 0.1
 
     @classmethod
-    def of(cls, release: Release) -> Promise:
-        """That of a certified release.
+    def of(cls, release: Release, fit: FitOptions) -> Promise:
+        """That of a certified release, if these options fit such ones.
 
         Raises:
-            DataError: it has no certificate.
+            DataError: it has no certificate, or one of another kind.
         """
         certificate = release.certificate
         if certificate is None:
             raise DataError("promise: the release has no certificate; say what is to be kept: LoopOptions(promise=...)")
+        if (certificate.risk == "selective violation") != fit.selective or _pooled(certificate) != fit.pooled:
+            raise DataError(
+                f"promise: the release promises a {certificate.risk} for {certificate.scope}; later ones would promise "
+                "something else: give LoopOptions(fit=FitOptions(selective=..., pooled=...)) as it was fitted"
+            )
         if certificate.risk == "retention":
             return cls(retention=certificate.level, delta=certificate.delta)
         return cls(alpha=certificate.level, delta=certificate.delta)
@@ -110,10 +117,22 @@ class LoopOptions:
         if self.together is not None and (not isinstance(self.together, int) or self.together < 1):
             raise DataError(f"together must be a number of rounds, or None, got {self.together!r}")
 
-    def promised(self, release: Release) -> Promise:
-        """What the next release has to keep, with this round's share of delta."""
-        promise = self.promise or Promise.of(release)
-        return promise if self.together is None else replace(promise, delta=promise.delta / self.together)
+    def promise_of(self, release: Release) -> Promise:
+        """What later releases have to keep: what was said, or what this one keeps."""
+        return self.promise or Promise.of(release, self.fit)
+
+    def promised(self, release: Release, number: int) -> Promise:
+        """What the release of a round has to keep, with that round's share of delta.
+
+        Raises:
+            DataError: all shares are spent.
+        """
+        promise = self.promise_of(release)
+        if self.together is None:
+            return promise
+        if number > self.together:
+            raise DataError(f"round {number}: {self.together} rounds share delta, and all have had theirs")
+        return replace(promise, delta=promise.delta / self.together)
 
     def encoder_of(self, release: Release) -> Encoder:
         """Whose vectors clusters and selection look at."""
@@ -140,17 +159,37 @@ class LoopOptions:
 
     @property
     def digest(self) -> str:
-        """Of all that decides, functions by their names."""
-        facts = {name: value for name, value in _plain(self).items() if name not in ("workers", "progress")}
+        """Of all that decides: functions by their code, other things by their types."""
+        left_out = ("workers", "progress")
+        facts = {one.name: _plain(getattr(self, one.name)) for one in fields(self) if one.name not in left_out}
         return sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _plain(options: LoopOptions) -> dict[str, Any]:
-    encoder = None if options.encoder is None else options.encoder.name
-    facts = asdict(replace(options, encoder=None))
-    plain: dict[str, Any] = json.loads(json.dumps({**facts, "encoder": encoder}, default=_name))
-    return plain
+def _pooled(certificate: Certificate) -> bool:
+    return certificate.scope != "each task"
 
 
-def _name(thing: Any) -> str:
-    return str(thing.__qualname__) if isinstance(thing, FunctionType | type) else repr(thing)
+def _plain(thing: Any) -> Any:
+    """In JSON types, and the same in every process."""
+    if isinstance(thing, Mapping):
+        return {str(name): _plain(value) for name, value in sorted(thing.items(), key=lambda item: str(item[0]))}
+    if isinstance(thing, list | tuple | set | frozenset):
+        return [_plain(value) for value in thing]
+    if isinstance(thing, FunctionType):
+        code = thing.__code__
+        return [
+            thing.__module__,
+            thing.__qualname__,
+            code.co_code.hex(),
+            repr([c for c in code.co_consts if _is_plain(c)]),
+        ]
+    if is_dataclass(thing) and not isinstance(thing, type):
+        return [
+            type(thing).__qualname__,
+            {one.name: _plain(getattr(thing, one.name)) for one in fields(thing) if one.compare},
+        ]
+    return thing if _is_plain(thing) else getattr(thing, "name", None) or type(thing).__qualname__
+
+
+def _is_plain(thing: Any) -> bool:
+    return thing is None or isinstance(thing, str | int | float | bool)

@@ -1,25 +1,28 @@
-"""What is taught, what judges and what certifies are different queries: near duplicates are on one side."""
+"""What is taught, what judges and what certifies: samples of the traffic, cut by units, without copies."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..errors import DataError
 from ..evaluate.units import unit_interval
+from ..types import Query
 from .harvest import Served
 from .lessons import Lesson
 
-__all__ = ["Shares", "check_leaks", "near_duplicates", "parts_of"]
+__all__ = ["Shares", "asked_by_many", "check_leaks", "leaks", "near_duplicates", "parts_of", "words_of"]
 
 ALIKE = 95.0
 """Normalised indel similarity, in percent, from which two queries are near duplicates."""
 ENDS = 200
 """Characters of the beginning and of the end of a text that are compared."""
 BLOCK = 256
+MANY = 5
+"""Units that ask a question, from which on it is a part of the traffic that may be taught and judged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,83 +44,97 @@ class Shares:
 
 
 def parts_of(served: Sequence[Served], shares: Shares, seed: int) -> dict[str, list[Served]]:
-    """Each query into ``teaching``, ``gate`` or ``certification``: whole units, and what is alike, together."""
-    roots = _together([one.unit for one in served], [one.row.query.text for one in served])
-    draws = unit_interval([roots[i] for i in range(len(served))], seed, "distillation part")
+    """Each query into ``teaching``, ``gate`` or ``certification``, whole units together: so all three are samples of
+    the traffic."""
     found: dict[str, list[Served]] = {"teaching": [], "gate": [], "certification": []}
+    draws = unit_interval([one.unit for one in served], seed, "distillation part") if served else np.array([])
     for one, draw in zip(served, draws.tolist(), strict=True):
         beyond = "gate" if draw < shares.teaching + shares.gate else "certification"
         found["teaching" if draw < shares.teaching else beyond].append(one)
     return found
 
 
-def check_leaks(lessons: Sequence[Lesson], held_out: Mapping[str, Sequence[Served]]) -> None:
+def asked_by_many(served: Sequence[Served]) -> frozenset[str]:
+    """Questions, normalised, that so many units ask that they are traffic, and no copies of one another."""
+    units: dict[str, set[str]] = defaultdict(set)
+    for one in served:
+        units[_normal(words_of(one.row.query))].add(one.unit)
+    return frozenset(text for text, by in units.items() if len(by) >= MANY)
+
+
+def leaks(lessons: Sequence[Query], held_out: Sequence[Query], common: frozenset[str]) -> list[tuple[int, int]]:
+    """Places of a lesson and of a query that judges or certifies, which are the same or nearly; one pair a lesson."""
+    known = {query.id: place for place, query in enumerate(held_out)}
+    found = {place: known[query.id] for place, query in enumerate(lessons) if query.id in known}
+    rare = [place for place, query in enumerate(lessons) if _normal(words_of(query)) not in common]
+    texts = [words_of(lessons[place]) for place in rare], [words_of(query) for query in held_out]
+    for one, other in _pairs(*texts):
+        found.setdefault(rare[one], other)
+    return sorted(found.items())
+
+
+def check_leaks(lessons: Sequence[Lesson], held_out: Mapping[str, Sequence[Served]], common: frozenset[str]) -> None:
     """Refuse lessons that judge or certify too.
+
+    Args:
+        common: questions that many ask; see `asked_by_many`.
 
     Raises:
         DataError: names the first query that is, or is nearly, on both sides.
     """
     for part, served in held_out.items():
-        known = {one.trace_id for one in served}
-        same = next((lesson for lesson in lessons if lesson.id in known), None)
-        if same is not None:
+        queries = [one.row.query for one in served]
+        for place, other in leaks([lesson.query for lesson in lessons], queries, common):
+            lesson, query = lessons[place], queries[other]
+            if lesson.id == query.id:
+                raise DataError(f"leak: query {lesson.id!r} is both taught and in the {part} part; leave it out of one")
             raise DataError(
-                f"leak: query {same.id!r} is both taught and in the {part} part; give each a part of its own"
-            )
-        taught, judged = [lesson.text for lesson in lessons], [one.row.query.text for one in served]
-        pair = next(_pairs(taught, judged), None)
-        if pair is not None:
-            lesson, other = lessons[pair[0]], served[pair[1]]
-            raise DataError(
-                f"leak: query {lesson.id!r}, which is taught, is nearly the same as {other.trace_id!r} of the {part} "
-                "part; leave one of them out"
+                f"leak: query {lesson.id!r}, which is taught, is nearly the same as {query.id!r} of the {part} part; "
+                "leave one of them out"
             )
 
 
 def near_duplicates(texts: Sequence[str]) -> list[tuple[int, int]]:
-    """Pairs of places of texts that are the same up to case, punctuation and a few characters."""
+    """Pairs of places of texts that are the same up to case, punctuation and a few characters; the first with each."""
     return sorted((one, other) for one, other in _pairs(texts, texts) if one < other)
 
 
-def _together(units: Sequence[str], texts: Sequence[str]) -> list[str]:
-    """(n,) the first unit of each set of queries that belong together or are alike."""
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    first: dict[str, int] = {}
-    links = [(i, first.setdefault(unit, i)) for i, unit in enumerate(units)] + near_duplicates(texts)
-    rows, columns = np.array(links, dtype=np.intp).reshape(-1, 2).T
-    graph = coo_array((np.ones(len(rows)), (rows, columns)), shape=(len(units), len(units)))
-    _, component = connected_components(graph, directed=False)
-    name: dict[int, str] = {}
-    for i in np.argsort(np.asarray(units), kind="stable").tolist():
-        name.setdefault(int(component[i]), units[i])
-    return [name[int(c)] for c in component]
+def words_of(query: Query) -> str:
+    """All that is said in a query: its conversation, where there is one."""
+    if query.messages is None:
+        return query.text
+    return "\n".join(str(message.get("content")) for message in query.messages)
 
 
 def _pairs(first: Sequence[str], second: Sequence[str]) -> Iterator[tuple[int, int]]:
-    """Places of alike texts; only texts of like length can be, so that most pairs are never compared."""
+    """Places of alike texts, those of the same text by its first place; only texts of like length are compared."""
     from rapidfuzz.fuzz import ratio
     from rapidfuzz.process import cdist
 
-    mine, theirs = [_normal(text) for text in first], [_normal(text) for text in second]
-    order, in_turn = _by_length(theirs), _by_length(mine)
-    lengths = np.array([len(theirs[i]) for i in order])
+    mine, theirs = _places(first), _places(second)
+    left, right = sorted(mine, key=len), sorted(theirs, key=len)
+    lengths = np.array([len(text) for text in right])
     slack = 2 / (ALIKE / 100) - 1
-    for start in range(0, len(mine), BLOCK):
-        block = in_turn[start : start + BLOCK]
-        shortest, longest = len(mine[block[0]]), len(mine[block[-1]])
-        low, high = np.searchsorted(lengths, [shortest / slack - 1, longest * slack + 1])
-        some = [theirs[i] for i in order[low:high]]
+    for start in range(0, len(left), BLOCK):
+        block = left[start : start + BLOCK]
+        low, high = np.searchsorted(lengths, [len(block[0]) / slack - 1, len(block[-1]) * slack + 1])
+        some = right[low:high]
         if not some:
             continue
-        alike = cdist([mine[i] for i in block], some, scorer=ratio, score_cutoff=ALIKE, dtype=np.float32) > 0
+        alike = cdist(block, some, scorer=ratio, score_cutoff=ALIKE, dtype=np.float32) > 0
         for row, column in np.argwhere(alike).tolist():
-            yield int(block[row]), int(order[low + column])
+            one, other = mine[block[row]], theirs[some[column]]
+            # a chain of pairs joins them all
+            yield from ((place, other[0]) for place in one)
+            yield from ((one[0], place) for place in other[1:])
 
 
-def _by_length(texts: Sequence[str]) -> NDArray[np.intp]:
-    return np.argsort([len(text) for text in texts], kind="stable")
+def _places(texts: Sequence[str]) -> dict[str, list[int]]:
+    """Normalised text -> where it stands."""
+    found: dict[str, list[int]] = defaultdict(list)
+    for place, text in enumerate(texts):
+        found[_normal(text)].append(place)
+    return found
 
 
 def _normal(text: str) -> str:

@@ -146,8 +146,14 @@ class ReleaseRegistry:
             _sync(root)
         return self.version(number)
 
-    def promote(self, number: int) -> Version:
+    def promote(self, number: int, *, instead_of: int | None = None) -> Version | None:
         """Let a version serve. What loads the registry from now on gets it.
+
+        Args:
+            instead_of: only if this one serves, and `number` never did; None whatever serves.
+
+        Returns:
+            It; None if another one serves than `instead_of`, and goes on.
 
         Raises:
             ReleaseError: there is none of that number, or it is not whole.
@@ -155,8 +161,12 @@ class ReleaseRegistry:
         version = self.version(number)
         with self._locked():
             before = self._read()
-            if before.history[-1:] != (number,):
-                self._change(before, (*before.history, number), "promoted", number)
+            if before.history[-1:] == (number,):
+                return version
+            served = any(change["version"] == number for change in before.changes)
+            if instead_of is not None and (served or before.history[-1:] != (instead_of,)):
+                return None
+            self._change(before, (*before.history, number), "promoted", number)
         return version
 
     def rollback(self) -> Version:

@@ -21,12 +21,14 @@ class Bill:
         labels: answers of the frontier that were bought to judge and to certify.
         students: answers of students, old and new, and of the other tiers, for the same.
         training: of the machine, or of whoever trained.
+        unknown: students whose training was paid to others, nobody knows how much.
     """
 
     teacher: float = 0.0
     labels: float = 0.0
     students: float = 0.0
     training: float = 0.0
+    unknown: tuple[str, ...] = ()
 
     @property
     def total(self) -> float:
@@ -149,8 +151,8 @@ class Round:
 
     @property
     def break_even(self) -> int | None:
-        """Queries after which the round has earned what it cost; None if it never does."""
-        saving = self.saving_usd
+        """Queries after which the round has earned what it cost; None if it never does, or that is not known."""
+        saving = None if self.bill.unknown else self.saving_usd
         return ceil(self.bill.total / saving) if saving is not None and saving > 0 else None
 
     def as_dict(self) -> dict[str, Any]:
@@ -162,4 +164,8 @@ class Round:
         """From what `as_dict` wrote."""
         own = {name: value for name, value in facts.items() if name not in ("break_even", "cost_usd")}
         students = tuple(Taught.from_dict(one) for one in own["students"])
-        return cls(**{**own, "students": students, "refusals": tuple(own["refusals"]), "bill": Bill(**own["bill"])})
+        return cls(**{**own, "students": students, "refusals": tuple(own["refusals"]), "bill": _bill(own["bill"])})
+
+
+def _bill(facts: Mapping[str, Any]) -> Bill:
+    return Bill(**{**facts, "unknown": tuple(facts["unknown"])})

@@ -32,8 +32,9 @@ def run_round(work: Work, registry: ReleaseRegistry) -> Round:
     version = None
     if passed:
         ended, against = certify(work, passed)
+        if not against:
+            version, against = _promoted(work, registry)
         refusals += against
-        version = None if against else _promoted(work, registry)
     done = Round(
         number=work.number,
         since=work.window[0],
@@ -51,26 +52,34 @@ def run_round(work: Work, registry: ReleaseRegistry) -> Round:
     return done
 
 
-def _promoted(work: Work, registry: ReleaseRegistry) -> Version:
-    """Keep and promote, once."""
-    note = f"round {work.number}"
+def _promoted(work: Work, registry: ReleaseRegistry) -> tuple[Version | None, list[str]]:
+    """Keep and promote, once; not against what somebody has decided meanwhile."""
+    note = f"round {work.number}, {work.id}"
     known = next((version for version in registry.versions if version.note == note), None)
     if known is None:
         students = {tier: new_student(work, tier) for tier in work.students}
         known = registry.add(loaded(work.folder / "release", *work.options.encoders), students, note)
-    return registry.promote(known.number)
+    if registry.promote(known.number, instead_of=work.base.number):
+        return known, []
+    return None, [
+        f"version {known.number} was made and is kept, but version {work.base.number}, with which the round began, "
+        f"serves no longer, or was returned to; `routenlp promote {known.number}` if you want it"
+    ]
 
 
 def _bill(work: Work, told: Sequence[Taught]) -> Bill:
     """From the files of the round, so that no interruption loses anything."""
     spent = {"teacher": 0.0, "labels": 0.0, "students": 0.0}
-    of_frontier = {f"teacher-{file_name(work.frontier)}": "teacher"}
-    of_frontier |= {f"{part}-{file_name(work.frontier)}": "labels" for part in ("gate", "certification")}
+    frontier = file_name(work.frontier)
+    of_frontier = {f"teacher-{file_name(tier)}-{frontier}": "teacher" for tier in work.students}
+    of_frontier |= {f"{part}-{frontier}": "labels" for part in ("gate", "certification")}
     asked = ("teacher-", "teaching-", "gate-", "certification-", "certify-")
     for file in sorted(work.folder.glob("*.jsonl")):
         if file.name.startswith(asked):
             usd = sum(o.completion.cost_usd or 0.0 for row in read_outcomes(file) for o in row.outcomes.values())
             spent[of_frontier.get(file.stem, "students")] += usd
     # waiting for others to train is no use of a machine
-    here = sum(one.seconds for one in told if not one.usd) / 3600 * work.options.usd_per_hour
-    return Bill(**spent, training=here + sum(one.usd or 0.0 for one in told))
+    local = [one for one in told if not hasattr(work.students[one.tier], "training_usd")]
+    here = sum(one.seconds for one in local) / 3600 * work.options.usd_per_hour
+    unknown = tuple(one.tier for one in told if one.usd is None)
+    return Bill(**spent, training=here + sum(one.usd or 0.0 for one in told), unknown=unknown)

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from ..errors import DataError
 from ..types import Query
-from .asking import Quality
 
 __all__ = ["SELECTIONS", "Budget", "Candidates", "Selection", "coverage", "covered"]
 
@@ -21,6 +20,8 @@ CONVINCES = 0.8
 """Chance that the same question, taught once more, is answered right."""
 NEIGHBOURS = 64
 """Lessons that may speak for a query: the nearest ones."""
+ROWS = 512
+"""Candidates that are compared with all lessons at once."""
 TOP = 5
 """Clusters that size x gap teaches (RouteNLP, algorithm 1)."""
 
@@ -58,7 +59,7 @@ class Candidates:
         saving: (n,) USD that the query would cost less, had the student's answer been returned.
         price: (n,) USD that the teacher's answer still costs; 0 where it was paid already.
         cluster: (n,) of failures.
-        quality: how far an answer says what the teacher's does.
+        agreement: (task, answer, answer) -> how far they say the same, cheaply: it is asked of very many.
     """
 
     queries: Sequence[Query]
@@ -70,7 +71,7 @@ class Candidates:
     saving: NDArray[np.float64]
     price: NDArray[np.float64]
     cluster: NDArray[np.intp]
-    quality: Quality
+    agreement: Callable[[str, str, str], float]
 
     def __len__(self) -> int:
         return len(self.vectors)
@@ -109,8 +110,8 @@ def coverage(
     * agreement of the teacher's answers``. So what lessons S save is expected to be ``sum_i saving_i * (1 - prod_{j in
     S} (1 - k(i, j)))`` over what was escalated: what no lesson can teach, since like questions have other answers,
     counts little, and a second lesson of a kind adds less than the first. This is a monotone submodular function, whose
-    greedy maximum is within 1 - 1/e of the best (Nemhauser, Wolsey and Fisher 1978); by gain per USD where answers of
-    the teacher still cost something. Ties are broken by the seed.
+    greedy maximum for a number of lessons is within 1 - 1/e of the best (Nemhauser, Wolsey and Fisher 1978), and
+    within half of that with a budget in USD. Ties are broken by the seed.
     """
     choices = np.flatnonzero(of.escalated | (of.failed > 0))
     order = np.random.default_rng(seed).permutation(choices)
@@ -188,10 +189,14 @@ def _words(
 ) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float64]]:
     """Candidate, lesson and k, of the lessons nearest to each of these candidates."""
     most = min(NEIGHBOURS, len(answers))
-    similar = np.maximum(of.vectors[places] @ vectors.T, 0.0)
-    columns = np.argpartition(-similar, most - 1, axis=1)[:, :most].ravel()
-    lines = np.repeat(np.arange(len(places)), most)
-    rows = places[lines]
+    nearest, similar = [], []
+    for start in range(0, len(places), ROWS):
+        cosine = np.maximum(of.vectors[places[start : start + ROWS]] @ vectors.T, 0.0)
+        some = np.argpartition(-cosine, most - 1, axis=1)[:, :most]
+        nearest.append(some)
+        similar.append(np.take_along_axis(cosine, some, axis=1))
+    columns = np.concatenate(nearest).ravel()
+    rows = np.repeat(places, most)
     said: dict[tuple[str | None, str, str], float] = {}
 
     def agreement(row: int, column: int) -> float:
@@ -200,48 +205,69 @@ def _words(
             return 1.0
         key = of.queries[row].task, other, one
         if key not in said:
-            said[key] = of.quality(of.queries[row], other, one) or 0.0
+            said[key] = of.agreement(of.queries[row].task or "", other, one)
         return said[key]
 
     agreed = np.array([agreement(r, c) for r, c in zip(rows.tolist(), columns.tolist(), strict=True)])
-    alike = np.minimum(similar[lines, columns].astype(np.float64), 1.0)
+    alike = np.minimum(np.concatenate(similar).ravel().astype(np.float64), 1.0)
     return rows, columns, CONVINCES * alike**SHARPNESS * agreed
 
 
 def _greedy(
     of: Candidates, choices: NDArray[np.intp], most: int, usd: float | None, doubts: NDArray[np.float64]
 ) -> list[int]:
-    """Lazy greedy maximum (Minoux 1978) of the saving, per USD where anything costs."""
+    """By gain; within a budget in USD by gain per USD too, and the better of both (Leskovec et al. 2007)."""
+    plain, worth = _lazily(of, choices, most, usd, doubts, per_usd=False)
+    if usd is None or not (of.price[choices] > 0).any():
+        return plain
+    by_price, other = _lazily(of, choices, most, usd, doubts, per_usd=True)
+    return plain if worth >= other else by_price
+
+
+def _lazily(
+    of: Candidates,
+    choices: NDArray[np.intp],
+    most: int,
+    usd: float | None,
+    doubts: NDArray[np.float64],
+    *,
+    per_usd: bool,
+) -> tuple[list[int], float]:
+    """Lazy greedy maximum (Minoux 1978) of the saving, and how much that is; what saves nothing is not chosen."""
     weight = of.saving * of.escalated
     places = np.flatnonzero(weight > 0)
     if not len(choices) or not len(places) or most <= 0:
-        return []
+        return [], 0.0
     rows, columns, words = _words(of, places, of.vectors[choices], [of.answers[place] for place in choices])
     order = np.argsort(columns, kind="stable")
     bounds = np.searchsorted(columns[order], np.arange(len(choices) + 1))
     left = doubts.copy()
     price = of.price[choices]
     # what is paid already costs next to nothing
-    least = float(price[price > 0].min()) / 100 if (price > 0).any() else 1.0
+    least = float(price[price > 0].min()) / 100 if per_usd else 1.0
+    per = np.maximum(price, least) if per_usd else np.ones(len(choices))
 
     def gain(choice: int) -> float:
         mine = order[bounds[choice] : bounds[choice + 1]]
-        return float((weight[rows[mine]] * left[rows[mine]] * words[mine]).sum() / max(price[choice], least))
+        return float((weight[rows[mine]] * left[rows[mine]] * words[mine]).sum() / per[choice])
 
     queue = [(-gain(choice), choice) for choice in range(len(choices))]
     heapq.heapify(queue)
     chosen: list[int] = []
-    purse = np.inf if usd is None else usd
+    purse, worth = np.inf if usd is None else usd, 0.0
     while queue and len(chosen) < most:
         _, choice = heapq.heappop(queue)
         now = -gain(choice)
         if queue and now > queue[0][0]:
             heapq.heappush(queue, (now, choice))
             continue
+        if now >= 0:
+            break
         if price[choice] > purse:
             continue
         purse -= float(price[choice])
+        worth -= now * float(per[choice])
         chosen.append(int(choices[choice]))
         mine = order[bounds[choice] : bounds[choice + 1]]
         left[rows[mine]] *= 1 - words[mine]
-    return chosen
+    return chosen, worth

@@ -12,6 +12,7 @@ from ..errors import DataError, ReleaseError
 from ..types import Call, Completion
 from .files import new_folder, read_json, write_json
 from .lessons import Lesson
+from .parts import words_of
 
 __all__ = ["Course", "Student", "is_student", "load_student", "new_student_folder", "read_facts", "write_facts"]
 
@@ -126,4 +127,4 @@ def is_student(folder: Path) -> bool:
 
 def repeated(lessons: Sequence[Lesson]) -> tuple[Lesson, ...]:
     """The last lesson of each question: a later one corrects."""
-    return tuple({(lesson.task, lesson.text): lesson for lesson in lessons}.values())
+    return tuple({(lesson.task, words_of(lesson.query)): lesson for lesson in lessons}.values())

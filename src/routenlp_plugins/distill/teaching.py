@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from math import exp
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import DataError, TierError
 from ..evaluate.units import one_row_per_unit
 from ..types import Completion
 from .asking import Asked
@@ -20,7 +22,7 @@ from .files import file_name, read_json, write_json
 from .gate import Fresh, Verdict, judge
 from .harvest import Served
 from .lessons import Lesson, read_lessons, write_lessons
-from .parts import check_leaks
+from .parts import check_leaks, leaks
 from .results import ClusterFacts, Taught
 from .selection import SELECTIONS, Candidates, coverage, covered
 from .student import Course, Student
@@ -29,6 +31,7 @@ from .work import Work, words
 __all__ = ["new_student", "teach"]
 
 Known = tuple[NDArray[np.float32], list[str]] | None
+HELD_OUT = ("gate", "certification")
 
 
 def teach(work: Work, tier: str) -> Taught:
@@ -38,12 +41,31 @@ def teach(work: Work, tier: str) -> Taught:
         return Taught.from_dict(read_json(file))
     told = _lessons(work, tier)
     if told.skipped is None:
-        begun = perf_counter()
-        student = _taught(work, tier)
-        told = replace(told, seconds=perf_counter() - begun, usd=getattr(student, "training_usd", 0.0))
-        told = replace(told, verdict=_judged(work, tier, student, told.clusters))
+        told = replace(told, **_trained(work, tier))
+    if told.skipped is None:
+        try:
+            told = replace(told, verdict=_judged(work, tier, told.clusters))
+        except _NewStudentError as error:
+            told = replace(told, skipped=f"the taught student does not answer: {error}")
     write_json(file, asdict(told))
     return told
+
+
+class _NewStudentError(Exception):
+    """A student that was taught fails: a reason to refuse it, not to try again."""
+
+
+def _trained(work: Work, tier: str) -> dict[str, Any]:
+    """Teach, and keep what that took; a task that cannot be learned is a reason to refuse."""
+    file = work.file("trained", tier)
+    if not file.exists():
+        begun, skipped, usd = perf_counter(), None, 0.0
+        try:
+            usd = getattr(_taught(work, tier), "training_usd", 0.0)
+        except DataError as error:
+            skipped = f"it cannot be taught: {error}"
+        write_json(file, {"seconds": perf_counter() - begun, "usd": usd, "skipped": skipped})
+    return read_json(file)
 
 
 def new_student(work: Work, tier: str) -> Student:
@@ -69,11 +91,11 @@ def _lessons(work: Work, tier: str) -> Taught:
     may, dropped = _teachable(work, tier, served)
     candidates, known = _candidates(work, tier, may, own), _known(work, student)
     chosen = _chosen(work, candidates, known)
-    answers = work.of_frontier([may[i] for i in chosen], "teacher")
+    answers = work.of_frontier([may[i] for i in chosen], f"teacher-{file_name(tier)}")
     said = [_pair(work, may[i], answers) for i in chosen if answers.text(may[i].trace_id) is not None]
     made = lessons_of(said, work.options.filters, student.lessons)
     dropped += Counter(made.dropped) + Counter({"no answer": len(chosen) - len(said)})
-    check_leaks(made.lessons, {part: work.parts[part] for part in ("gate", "certification")})
+    check_leaks(made.lessons, {part: work.parts[part] for part in HELD_OUT}, work.common)
     of_lesson = {lesson.id for lesson in made.lessons}
     taught = [i for i in chosen if may[i].trace_id in of_lesson]
     heard = _heard_again(work, tier, served, own, len(made.lessons))
@@ -98,7 +120,13 @@ def _teachable(work: Work, tier: str, served: Sequence[Served]) -> tuple[list[Se
     told = [one for one in served if one.returned != tier and paid.outcomes.get(one.trace_id) is not None]
     made = lessons_of([_pair(work, one, paid) for one in told], work.options.filters, work.students[tier].lessons)
     out = {one.trace_id for one in told} - {lesson.id for lesson in made.lessons}
-    return [one for one in served if one.trace_id not in out], Counter(made.dropped)
+    left = [one for one in served if one.trace_id not in out]
+    held_out = [one.row.query for part in HELD_OUT for one in work.parts[part]]
+    alike = {place for place, _ in leaks([one.row.query for one in left], held_out, work.common)}
+    dropped = Counter(made.dropped)
+    # of what was answered by the student few would have been lessons
+    dropped["alike to what judges"] = sum(left[place].returned != tier for place in alike)
+    return [one for place, one in enumerate(left) if place not in alike], +dropped
 
 
 def _pair(work: Work, one: Served, answers: Asked) -> TaughtQuery:
@@ -109,6 +137,8 @@ def _pair(work: Work, one: Served, answers: Asked) -> TaughtQuery:
 
 def _candidates(work: Work, tier: str, may: Sequence[Served], own: Asked) -> Candidates:
     paid, usd = [one.answer_of(work.frontier) for one in may], work.frontier_usd
+    # what answered instead of the student, where something did
+    instead = [None if one.returned == tier else one.answer_of(one.returned) for one in may]
     texts, tasks = words(may)
 
     def right(one: Served, answer: Completion | None) -> float:
@@ -125,10 +155,10 @@ def _candidates(work: Work, tier: str, may: Sequence[Served], own: Asked) -> Can
         right=np.array([right(*pair) for pair in zip(may, paid, strict=True)], dtype=np.float64),
         confidence=np.array([_confidence(own.outcomes[one.trace_id].completion) for one in may], dtype=np.float64),
         escalated=np.array([one.returned != tier for one in may], dtype=np.bool_),
-        saving=np.array([usd if a is None or a.cost_usd is None else a.cost_usd for a in paid], dtype=np.float64),
+        saving=np.array([usd if a is None or a.cost_usd is None else a.cost_usd for a in instead], dtype=np.float64),
         price=np.array([usd if answer is None else 0.0 for answer in paid], dtype=np.float64),
         cluster=np.full(len(may), -1) if work.clusters is None else work.clusters.assign(texts, tasks),
-        quality=work.quality,
+        agreement=work.agreement,
     )
 
 
@@ -171,24 +201,28 @@ def _clusters(work: Work, of: Candidates, taught: Sequence[int], known: Known) -
     return tuple(facts)
 
 
-def _judged(work: Work, tier: str, new: Student, clusters: Sequence[ClusterFacts]) -> Verdict:
+def _judged(work: Work, tier: str, clusters: Sequence[ClusterFacts]) -> Verdict:
     """Both students on fresh queries, against the frontier's answers; one query of each unit."""
+    new = _taught(work, tier)
     reference = work.of_frontier(work.parts["gate"], "gate", again=work.options.ask_again)
     served = {one.trace_id: one for one in work.those_for(tier, "gate") if reference.text(one.trace_id) is not None}
     drawn = one_row_per_unit([replace(one.row, group=one.unit) for one in served.values()], work.seed, pooled=True)
     fresh = [served[row.query.id or ""] for row in drawn]
-    asked = [
-        work.asked(tier, work.students[tier], fresh, "gate-old"),
-        work.asked(tier, new, fresh, "gate-new"),
-    ]
+    before = work.asked(tier, work.students[tier], fresh, "gate-old")
+    try:
+        after = work.asked(tier, new, fresh, "gate-new")
+    except TierError as error:
+        raise _NewStudentError(str(error)) from error
 
     def scores(of: Asked) -> NDArray[np.float64]:
         pairs = [(one, of.text(one.trace_id), reference.text(one.trace_id) or "") for one in fresh]
         # a tier that fails is no help
-        found = [0.0 if mine is None else work.quality(one.row.query, mine, said) or 0.0 for one, mine, said in pairs]
-        return np.array(found, dtype=np.float64)
+        found = [0.0 if mine is None else work.quality(one.row.query, mine, said) for one, mine, said in pairs]
+        return np.array([np.nan if quality is None else quality for quality in found], dtype=np.float64)
 
-    old, now = map(scores, asked)
+    old, now = scores(before), scores(after)
+    known = np.flatnonzero(~np.isnan(old) & ~np.isnan(now))
+    fresh, old, now = [fresh[i] for i in known], old[known], now[known]
     texts, tasks = words(fresh)
     number = np.full(len(fresh), -1) if work.clusters is None else work.clusters.assign(texts, tasks)
     # bets need rows in a random order
@@ -197,7 +231,9 @@ def _judged(work: Work, tier: str, new: Student, clusters: Sequence[ClusterFacts
     passed_on = np.array([one.returned != tier for one in fresh], dtype=np.bool_)
     seen = Fresh([tasks[i] for i in order], number[order], passed_on[order], said, old[order], now[order])
     labels = () if work.clusters is None else work.clusters.labels
-    return judge(seen, [cluster.number for cluster in clusters if cluster.lessons], labels, work.options.gate)
+    taught = [cluster.number for cluster in clusters if cluster.lessons]
+    served_here = {one.row.query.task or "" for one in work.those_for(tier, "teaching")}
+    return judge(seen, taught, labels, work.options.gate, served_here)
 
 
 def _confidence(answer: Completion) -> float:

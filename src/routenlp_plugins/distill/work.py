@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 
+from ..comparing import comparator
 from ..evaluate.units import unit_interval
 from ..portfolio import Portfolio
 from ..release import Release
@@ -21,7 +23,7 @@ from .clusters import FailureClusters
 from .files import file_name
 from .harvest import Harvest, Served, harvest, read_harvest, write_harvest
 from .options import LoopOptions
-from .parts import parts_of
+from .parts import asked_by_many, parts_of
 from .registry import Version
 from .student import Student
 
@@ -33,6 +35,7 @@ class Work:
     """A round under way.
 
     Attributes:
+        id: its own, unlike that of any other round of any loop.
         folder: of its files.
         base: the version that serves.
         tiers: name -> what answers; students are those of `base`.
@@ -40,6 +43,7 @@ class Work:
     """
 
     number: int
+    id: str
     folder: Path
     store: TraceStore
     base: Version
@@ -82,6 +86,11 @@ class Work:
         """How an answer is scored against the frontier's."""
         return self.options.quality_of(self.portfolio)
 
+    def agreement(self, task: str, one: str, other: str) -> float:
+        """How far two answers say the same, by the comparator of the task: no judge is asked about lessons."""
+        name = self.portfolio.task(task).agreement
+        return comparator(name, self.options.fit.comparators)(one, other)
+
     @cached_property
     def harvested(self) -> Harvest:
         """The traffic, as it was when the round began."""
@@ -98,6 +107,11 @@ class Work:
         return {
             part: served if part == "teaching" else self._drawn(served, most[part]) for part, served in parts.items()
         }
+
+    @cached_property
+    def common(self) -> frozenset[str]:
+        """Questions that so many ask that they are traffic."""
+        return asked_by_many(self.harvested.served)
 
     @cached_property
     def clusters(self) -> FailureClusters | None:
@@ -141,7 +155,8 @@ class Work:
             outcome = answers.outcomes[name]
             if outcome.error is None:
                 attempt = Attempt(self.frontier, False, completion=outcome.completion)
-                self.store.record_calls(name, "distillation", (attempt,), f"{self.number} {name}"[:64])
+                batch = sha256(f"{self.id} {about} {name}".encode()).hexdigest()[:32]
+                self.store.record_calls(name, "distillation", (attempt,), batch)
         return answers
 
     def file(self, what: str, tier: str, ending: str = "json") -> Path:
