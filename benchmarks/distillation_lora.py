@@ -10,11 +10,13 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from local_tiers import HERE, SCRATCH
+from numpy.typing import NDArray
 from teaching import RETENTION, Setting, costs, fitted, lessons, queries, rows_of, setting
 
 from routenlp_plugins import Completion, Course, Release
@@ -46,7 +48,7 @@ def main() -> None:
             )
             answered = {part: answers(first, of, part, folder / "none") for part in ("calibration", "test", "traffic")}
             release = fitted(of, answered["calibration"], seed)
-            keep(task, seed, "none", of, answered["test"], release, {})
+            keep(task, seed, "none", of, answered, release, {})
             for arm in ARMS[1:]:
                 if not done(task, seed, arm):
                     teach(of, first, answered["traffic"], release, arm, seed, folder / arm.replace(" ", "-"))
@@ -63,7 +65,7 @@ def teach(
     seconds = time.perf_counter() - begun
     found = {part: answers(new, of, part, folder) for part in ("calibration", "test")}
     facts = {"lessons": len(chosen), "teacher_usd": usd, "seconds": round(seconds)}
-    keep(of.task, seed, arm, of, found["test"], fitted(of, found["calibration"], seed), facts)
+    keep(of.task, seed, arm, of, found, fitted(of, found["calibration"], seed), facts)
 
 
 def answers(student: LoRAStudent, of: Setting, part: str, folder: Path) -> list[OutcomeRow]:
@@ -98,12 +100,19 @@ def done(task: str, seed: int, arm: str) -> bool:
 
 
 def keep(
-    task: str, seed: int, arm: str, of: Setting, test: list[OutcomeRow], release: Release, facts: dict[str, Any]
+    task: str,
+    seed: int,
+    arm: str,
+    of: Setting,
+    answered: Mapping[str, list[OutcomeRow]],
+    release: Release,
+    facts: dict[str, Any],
 ) -> None:
     if done(task, seed, arm):
         return
+    test = answered["test"]
     usd, always = costs(of, test, release)
-    quality = np.array([row.outcomes["student"].quality for row in test], dtype=np.float64)
+    quality = quality_of(test)
     below = usd < always
     line = {
         "task": task,
@@ -114,16 +123,22 @@ def keep(
         "kept": float(np.where(below, quality, 1.0).mean()),
         "student_quality": float(quality.mean()),
         "certified": bool(release.certificate and release.certificate.certified),
-        # enough to draw queries again: in units of the frontier's mean cost
+        # enough to draw queries again, and to ask for other promises: costs in units of the frontier's mean
         "cost": [round(float(c), 4) for c in usd / always.mean()],
         "always": [round(float(c), 4) for c in always / always.mean()],
+        "quality": [round(float(q), 3) for q in quality],
+        "logprob": [round(row.outcomes["student"].completion.mean_logprob or 0.0, 4) for row in test],
     }
-    print({name: value for name, value in line.items() if name not in ("cost", "always")}, flush=True)
-    arms = [*known(), line]
-    order = sorted(arms, key=lambda one: (one["task"], one["seed"], ARMS.index(one["arm"])))
+    lists = ("cost", "always", "quality", "logprob")
+    print({name: value for name, value in line.items() if name not in lists}, flush=True)
+    order = sorted([*known(), line], key=lambda one: (one["task"], one["seed"], ARMS.index(one["arm"])))
     conditions = {"budget": BUDGET, "retention": RETENTION, "delta": 0.1, **SIZES}
     text = ",\n  ".join(json.dumps(one) for one in order)
     RESULTS.write_text(f'{{"conditions": {json.dumps(conditions)}, "arms": [\n  {text}\n]}}\n')
+
+
+def quality_of(rows: list[OutcomeRow]) -> NDArray[np.float64]:
+    return np.array([row.outcomes["student"].quality for row in rows], dtype=np.float64)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import cache
 from hashlib import sha256
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -25,7 +27,6 @@ from routenlp_plugins import (
     Query,
     Reference,
     Release,
-    RiskNotControlledError,
     Task,
     Tier,
     TraceStore,
@@ -113,14 +114,15 @@ def options(**changes: Any) -> LoopOptions:
     return replace(plain, **changes)
 
 
-def first_release(small: ClassifierStudent, frontier: Frontier, folder: Path, n: int = 600) -> Release:
-    outcomes = folder / "first.jsonl"
-    asked = [Reference(query, intent) for query, intent in traffic(n, seed=1)]
-    collect(asked, {SMALL: small, BIG: frontier}, outcomes, portfolio=portfolio(), progress=False)
-    try:
-        return fit(outcomes, portfolio(), alpha=0.1, delta=0.1, options=FitOptions(router=None))
-    except RiskNotControlledError as error:
-        return error.release
+@cache
+def beginning() -> tuple[ClassifierStudent, Release]:
+    """The student and the first release of every world."""
+    small = student()
+    asked = [Reference(query, intent) for query, intent in traffic(600, seed=1)]
+    with TemporaryDirectory() as folder:
+        outcomes = Path(folder) / "first.jsonl"
+        collect(asked, {SMALL: small, BIG: Frontier()}, outcomes, portfolio=portfolio(), progress=False)
+        return small, fit(outcomes, portfolio(), alpha=0.1, delta=0.1, options=FitOptions(router=None))
 
 
 def serve(loop: DistillationLoop, queries: list[tuple[Query, str]]) -> None:
@@ -142,10 +144,8 @@ class World:
 
     @classmethod
     def begun(cls, folder: Path, store: TraceStore) -> World:
-        frontier, small = Frontier(), student()
-        release = first_release(small, frontier, folder)
-        frontier.calls.clear()
-        return cls(folder, store, frontier, small, release)
+        small, release = beginning()
+        return cls(folder, store, Frontier(), small, release)
 
     def loop(self, **changes: Any) -> DistillationLoop:
         tiers = {SMALL: self.small, BIG: self.frontier}
