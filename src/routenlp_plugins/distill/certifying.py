@@ -17,8 +17,8 @@ from ..evaluate.table import quality_floors
 from ..evaluate.units import split
 from ..fitting import fit
 from ..release import Release
-from ..replaying import replay, replayed
-from .asking import rows_of
+from ..replaying import Replay, replay, replayed
+from .asking import Asked, rows_of
 from .files import read_json, write_json
 from .options import Promise
 from .student import Student
@@ -40,21 +40,35 @@ def certify(work: Work, new: Mapping[str, Student]) -> tuple[dict[str, Any], lis
     """
     file = work.folder / "certified.json"
     if not file.exists():
-        served = work.parts["certification"]
-        frontier = work.of_frontier(served, "certification", again=work.options.ask_again)
-        below = {name: tier for name, tier in work.tiers.items() if name != work.frontier}
-        old = {name: work.asked(name, tier, served, "certify-old") for name, tier in below.items()}
-        now = {name: work.asked(name, new[name], served, "certify-new") if name in new else old[name] for name in below}
-
-        def rows(asked: Mapping[str, Any]) -> list[OutcomeRow]:
-            return rows_of(served, {**asked, work.frontier: frontier}, work.frontier, work.quality, work.portfolio)
-
-        write_json(file, _compared(work, rows(old), rows(now)))
+        certification = _answered(work, new, "certification", "certify")
+        write_json(file, _compared(work, *certification, *_answered(work, new, "gate", "gate")))
     facts = read_json(file)
     return facts["ended"], facts["refusals"]
 
 
-def _compared(work: Work, before: list[OutcomeRow], rows: list[OutcomeRow]) -> dict[str, Any]:
+def _answered(
+    work: Work, new: Mapping[str, Student], part: str, about: str
+) -> tuple[list[OutcomeRow], list[OutcomeRow]]:
+    """A part, labelled, with the answers of the tiers as they are, and as they would be."""
+    frontier = work.of_frontier(work.parts[part], part, again=work.options.ask_again)
+    old, now = {}, {}
+    for name, tier in work.tiers.items():
+        if name != work.frontier:
+            served = work.judging(name, frontier) if part == "gate" else work.parts[part]
+            old[name] = now[name] = work.asked(name, tier, served, f"{about}-old")
+            if name in new:
+                now[name] = work.asked(name, new[name], served, f"{about}-new")
+
+    def rows(asked: Mapping[str, Asked]) -> list[OutcomeRow]:
+        every = {**asked, work.frontier: frontier}
+        return rows_of(work.parts[part], every, work.frontier, work.quality, work.portfolio)
+
+    return rows(old), rows(now)
+
+
+def _compared(
+    work: Work, before: list[OutcomeRow], rows: list[OutcomeRow], judged: list[OutcomeRow], judged_new: list[OutcomeRow]
+) -> dict[str, Any]:
     promise, how, folder = work.options.promised(work.release, work.number), work.options.fit, work.folder / "release"
     # what an interruption left
     shutil.rmtree(folder, ignore_errors=True)
@@ -72,11 +86,12 @@ def _compared(work: Work, before: list[OutcomeRow], rows: list[OutcomeRow]) -> d
     release.save(folder)
     reporting = {row.query.id for row in split(rows, how.split, work.seed, pooled=how.pooled)["reporting"]}
 
-    def on_fresh(rows: list[OutcomeRow], release: Release) -> Any:
-        return replay([row for row in rows if row.query.id in reporting], release, how.comparators)
+    def on_fresh(rows: list[OutcomeRow], judged: list[OutcomeRow], release: Release) -> Replay:
+        """Also on those that judged the student: of the policy they have decided nothing, and they are more."""
+        return replay([*judged, *(row for row in rows if row.query.id in reporting)], release, how.comparators)
 
-    old, now = on_fresh(before, work.release), on_fresh(rows, release)
-    broken = _broken(work, before, promise)
+    old, now = on_fresh(before, judged, work.release), on_fresh(rows, judged_new, release)
+    broken = _broken(work, [*before, *judged], promise)
     ended = {
         "before": old.as_dict(),
         "after": now.as_dict(),

@@ -114,7 +114,8 @@ class Round:
         promoted: version that serves since; None if none was promoted.
         refusals: why; () if one was.
         before, after: what the release that served, and the one that was certified, would have cost and kept on fresh
-            queries on which nothing was decided; see `routenlp_plugins.Replay`. None where nothing was certified.
+            queries on which no policy was decided; see `routenlp_plugins.Replay`. Most of them judged the student, who
+            looks a little better on them for it. None where nothing was certified.
         broken: why what served before is taken not to keep the promise any more, whatever it costs; None if it is not.
         certified: claim of the new certificate.
     """

@@ -205,12 +205,12 @@ def _judged(work: Work, tier: str, clusters: Sequence[ClusterFacts]) -> Verdict:
     """Both students on fresh queries, against the frontier's answers; one query of each unit."""
     new = _taught(work, tier)
     reference = work.of_frontier(work.parts["gate"], "gate", again=work.options.ask_again)
-    served = {one.trace_id: one for one in work.those_for(tier, "gate") if reference.text(one.trace_id) is not None}
+    served = {one.trace_id: one for one in work.judging(tier, reference)}
     drawn = one_row_per_unit([replace(one.row, group=one.unit) for one in served.values()], work.seed, pooled=True)
     fresh = [served[row.query.id or ""] for row in drawn]
-    before = work.asked(tier, work.students[tier], fresh, "gate-old")
+    before = work.asked(tier, work.students[tier], list(served.values()), "gate-old")
     try:
-        after = work.asked(tier, new, fresh, "gate-new")
+        after = work.asked(tier, new, list(served.values()), "gate-new")
     except TierError as error:
         raise _NewStudentError(str(error)) from error
 

@@ -141,6 +141,10 @@ class Work:
             may.setdefault(task, tier in self.portfolio.below_frontier(task))
         return [one for one in self.parts[part] if may[one.row.query.task or ""]]
 
+    def judging(self, tier: str, reference: Asked) -> list[Served]:
+        """Queries of the gate part that a tier may serve and the frontier has answered."""
+        return [one for one in self.those_for(tier, "gate") if reference.text(one.trace_id) is not None]
+
     def asked(
         self, name: str, tier: TierCallable, served: Sequence[Served], about: str, *, again: bool = False
     ) -> Asked:
