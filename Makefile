@@ -75,6 +75,9 @@ bench: $(DEV)/.installed
 	$(DEV)/bin/python benchmarks/store_speed.py
 	$(DEV)/bin/python benchmarks/store_crash.py
 	$(DEV)/bin/python benchmarks/signals.py
+	$(DEV)/bin/python benchmarks/distillation.py
+	$(DEV)/bin/python benchmarks/distillation_loop.py
+	$(DEV)/bin/python benchmarks/distillation_lora.py
 
 clean:
 	rm -rf $(DEMO) $(DEV) demo-output demo-report.html

@@ -50,7 +50,7 @@ RESULTS = HERE / "results" / "distillation_loop.json"
 ALPHA, DELTA, SEED = 0.05, 0.1, 0
 FIRST, TRAFFIC, ROUNDS, LESSONS = 1500, 2500, 3, 300
 PAPER = {"cost_ratio": [0.203, 0.178, 0.163, 0.159], "quality": [0.961, 0.964, 0.969, 0.971]}
-REPEATS = 5
+REPEATS = 3
 KILLS = 60
 POISONED = 7000
 """Queries of the poisoned round: with a third of them, and 300 lessons, the harm is too small to be found."""
