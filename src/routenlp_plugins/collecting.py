@@ -21,7 +21,7 @@ from .portfolio import Portfolio
 from .tiers.boundary import SyncTierCallable, TierCallable, call_tier, sync_form
 from .types import Call, Completion
 
-__all__ = ["collect"]
+__all__ = ["collect", "progress_bar"]
 
 MAX_FAILURES_IN_A_ROW = 10
 
@@ -67,7 +67,7 @@ def collect(
     scorers = {r.query.id: _scorer(r, portfolio, metrics) for r in references}
     target = Path(out).resolve()
     target.parent.mkdir(parents=True, exist_ok=True)
-    with locked(target), _bar(progress) as bar:
+    with locked(target), progress_bar(progress) as bar:
         done = finished_rows(target, functions, references)
         collection = _Collection(functions, portfolio, scorers, done, target)
         again = [r for r in references if r.query.id in done and not collection.finished(r)]
@@ -248,7 +248,8 @@ class _Place:
             error.add_note(self.note)
 
 
-def _bar(wanted: bool) -> Progress:
+def progress_bar(wanted: bool) -> Progress:
+    """Steps done, steps in all and the time that is left, on standard error if that is a terminal."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     return Progress(*columns, console=console, disable=not (wanted and console.is_terminal))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -55,8 +55,6 @@ class LoRAStudent:
 
     def answers(self, queries: list[Query], batch: int = 1) -> list[Completion]:
         """The answers to several queries, as many at a time as `batch`."""
-        from dataclasses import replace
-
         said = self._loaded.answers([query.chat for query in queries], self.most, batch)
         return [replace(completion, model=self.model) for completion in said]
 

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from ..collecting import progress_bar
 from ..errors import DataError
 from .causal import CausalLM, quiet
 from .lessons import Lesson
@@ -178,15 +177,13 @@ class _Bar(TrainerCallback):
     """Steps done, steps in all and the time that is left, on standard error if that is a terminal."""
 
     def __init__(self, *, wanted: bool) -> None:
-        console = Console(stderr=True)
-        columns = (TextColumn("teaching"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self._bar = Progress(*columns, console=console, disable=not (wanted and console.is_terminal))
+        self._bar = progress_bar(wanted)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Show it."""
         if state.is_world_process_zero:
             self._bar.start()
-            self._task = self._bar.add_task("", total=state.max_steps, completed=state.global_step)
+            self._task = self._bar.add_task("teaching", total=state.max_steps, completed=state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Move it."""
