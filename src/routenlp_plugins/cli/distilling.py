@@ -81,7 +81,7 @@ def distill(
                     break
                 if as_json is None:
                     show_round(Console(), done[-1])
-                if done[-1].change is None or abs(done[-1].change) < options.least_change:
+                if loop.settled(done[-1]):
                     break
             if html is not None:
                 write_report(loop, html)

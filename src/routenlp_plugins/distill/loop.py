@@ -122,11 +122,14 @@ class DistillationLoop:
         for number in range(rounds):
             done = self.round()
             yield done
-            change = done.change
-            if change is None or abs(change) < self.options.least_change:
+            if self.settled(done):
                 return
             if between is not None and number < rounds - 1:
                 between(done)
+
+    def settled(self, done: Round) -> bool:
+        """Whether a round changed too little, or nothing, for another one to be worth it."""
+        return done.change is None or abs(done.change) < self.options.least_change
 
     def work(self, number: int) -> Work:
         """The traffic, the parts and the clusters of a round that was begun.
