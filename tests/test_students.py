@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 from worlds import HARD, SMALL, accuracy, student, traffic
 
 from routenlp_plugins import (
@@ -236,8 +237,20 @@ class TestLoRA:
         with pytest.raises(DataError, match=r"a training is begun by begin\(\)"):
             training.train(tmp_path / "nothing")
 
+    def test_the_size_of_the_parts_of_a_step_changes_nothing_but_memory(self, tiny, tmp_path):
+        lessons = tuple(replace(lesson, answer="lime " * (1 + i % 5)) for i, lesson in enumerate(fruit(48)))
+
+        def weights(at_once: int) -> np.ndarray:
+            how = LoRATraining(epochs=2, batch=8, rate=0.01, dropout=0.0, at_once=at_once)
+            taught = LoRAStudent(tiny, training=how).taught(Course(lessons), tmp_path / str(at_once))
+            arrays = load_file(taught.adapter / "adapter_model.safetensors")
+            return np.concatenate([arrays[name].ravel() for name in sorted(arrays)])
+
+        whole, parts = weights(8), weights(2)
+        assert np.abs(whole).max() > 0.01 and parts == pytest.approx(whole, abs=1e-4)
+
     def test_settings_are_checked(self):
-        for bad in ({"epochs": 0}, {"rate": -1}, {"temperature": 0}, {"rank": 2.5}, {"logits": 2}):
+        for bad in ({"epochs": 0}, {"rate": -1}, {"temperature": 0}, {"rank": 2.5}, {"logits": 2}, {"at_once": 3}):
             with pytest.raises(DataError, match="training: "):
                 LoRATraining(**bad)
 

@@ -42,8 +42,9 @@ def fine_tuned(
     arguments = TrainingArguments(
         output_dir=str(checkpoints),
         num_train_epochs=how.epochs,
-        per_device_train_batch_size=how.batch,
-        per_device_eval_batch_size=how.batch,
+        per_device_train_batch_size=how.at_once,
+        per_device_eval_batch_size=how.at_once,
+        gradient_accumulation_steps=how.batch // how.at_once,
         learning_rate=how.rate,
         warmup_steps=0.05,
         lr_scheduler_type="linear",
@@ -77,6 +78,8 @@ def fine_tuned(
         callbacks=callbacks,
     )
     trainer.teacher, trainer.how = teacher, how
+    # whatever the model does: the loss is a sum over a part of the step, divided by the tokens of the whole step
+    trainer.model_accepts_loss_kwargs = True
     # it would print what it measured
     trainer.remove_callback(PrinterCallback)
     with quiet():
@@ -142,7 +145,7 @@ class _Distillation(Trainer):
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Of the tokens of the answers; with a teacher's distributions as Hinton et al. (2015), equation 2."""
-        labels = inputs["labels"]
+        labels, tokens = inputs["labels"], num_items_in_batch
         # distributions over the vocabulary take most of the memory: only those that predict an answer are made
         most = int((labels != -100).sum(dim=1).max())
         asked = {
@@ -155,11 +158,13 @@ class _Distillation(Trainer):
         wanted = labels[:, -most:]
         taught = wanted != -100
         mine = outputs.logits[:, :-1][taught].float()
-        loss = torch.nn.functional.cross_entropy(mine, wanted[taught])
+        loss = torch.nn.functional.cross_entropy(mine, wanted[taught], reduction="sum")
         if self.teacher is not None:
             with torch.no_grad():
                 theirs = self.teacher(**asked).logits[:, :-1][taught].float()
             loss = (1 - self.how.logits) * loss + self.how.logits * self._divergence(mine, theirs)
+        # gradients of parts are added, those of processes are averaged
+        loss = loss / taught.sum() if tokens is None else loss / tokens * self.accelerator.num_processes
         return (loss, {"loss": loss, "logits": mine}) if return_outputs else loss
 
     def prediction_step(self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None) -> Any:
@@ -170,7 +175,7 @@ class _Distillation(Trainer):
     def _divergence(self, mine: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
         heat = self.how.temperature
         student, teacher = (torch.log_softmax(logits / heat, dim=-1) for logits in (mine, theirs))
-        return torch.nn.functional.kl_div(student, teacher, reduction="batchmean", log_target=True) * heat**2
+        return torch.nn.functional.kl_div(student, teacher, reduction="sum", log_target=True) * heat**2
 
 
 class _Bar(TrainerCallback):

@@ -33,6 +33,8 @@ class LoRATraining:
     Attributes:
         rank, alpha, dropout: of the low-rank updates of all linear layers (Hu et al. 2022).
         epochs, batch: passes over the lessons, and lessons in a step.
+        at_once: lessons that are run together, of which those of a step are made up: fewer take less memory, and the
+            result is the same.
         rate: peak learning rate; it rises over the first twentieth of the steps and falls to 0.
         longest: tokens of a lesson; the beginning of a longer prompt is cut off.
         held_out: share of the lessons on which it is seen when to stop.
@@ -52,9 +54,10 @@ class LoRATraining:
     patience: int = 2
     temperature: float = 2.0
     logits: float = 0.5
+    at_once: int = 2
 
     def __post_init__(self) -> None:
-        for name in ("rank", "alpha", "epochs", "batch", "longest", "patience"):
+        for name in ("rank", "alpha", "epochs", "batch", "longest", "patience", "at_once"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise DataError(f"training: {name} must be 1, 2, ..., got {value!r}")
@@ -68,6 +71,8 @@ class LoRATraining:
                 raise DataError(f"training: {name} must be in [0, {most:g}), got {value!r}")
         if not self.temperature > 0:
             raise DataError(f"training: temperature must be above 0, got {self.temperature!r}")
+        if self.batch % self.at_once:
+            raise DataError(f"training: batch {self.batch} is not made up of parts of at_once={self.at_once} lessons")
 
 
 FEWEST = 20
