@@ -15,6 +15,7 @@ import pytest
 from helpers import FRONTIER, MIDDLE, QUESTION, SMALL, portfolio, row, rows
 
 from routenlp_plugins import (
+    Answer,
     AuditOptions,
     Auditor,
     Completion,
@@ -232,6 +233,17 @@ async def test_async_answers_are_audited_too(release, tmp_path):
         answers = await asyncio.gather(*(router.arun(Query(QUESTION, "t", str(i))) for i in range(20)))
         await asyncio.to_thread(router.flush)
     assert len(answers) == len(read_outcomes(tmp_path / "log.jsonl")) == 20
+
+
+async def test_streamed_answers_are_audited_too(release, tmp_path):
+    with auditor(release, tmp_path / "log.jsonl") as router:
+        last = [list(router.stream(Query(QUESTION, "t", f"s{i}")))[-1] for i in range(5)]
+        last += [[part async for part in router.astream(Query(QUESTION, "t", str(i + 5)))][-1] for i in range(5)]
+        await asyncio.to_thread(router.flush)
+    assert all(isinstance(answer, Answer) for answer in last)
+    assert sorted(row.query.id for row in read_outcomes(tmp_path / "log.jsonl")) == sorted(
+        answer.trace.query.id for answer in last
+    )
 
 
 def test_a_query_without_id_gets_one(release, tmp_path):

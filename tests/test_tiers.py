@@ -29,6 +29,7 @@ from routenlp_plugins import (
     Query,
     ReleaseError,
     TextClassifierTier,
+    TierError,
 )
 from routenlp_plugins.demo.workload import load_workload
 from routenlp_plugins.policy import Rung
@@ -203,6 +204,33 @@ class TestOpenAICompatible:
         assert completion.mean_logprob == pytest.approx(np.log(0.99))
         assert len(completion.token_logprobs) == 3
 
+    async def test_a_streamed_answer_is_the_whole_one(self, server):
+        tier, call = endpoint(server), Call(SMALL, Query("hello"))
+        whole = tier(call)
+        for parts in (list(tier.stream(call)), [part async for part in tier.astream(call)]):
+            *deltas, last = parts
+            assert [delta.text for delta in deltas] == ["good", " mor", "ning"] and {d.model for d in deltas} == {"m"}
+            assert last == whole
+        await tier.aclose()
+        assert server.requests[-1]["stream_options"] == {"include_usage": True}
+        list(endpoint(server, request={"stream_options": None}).stream(call))
+        assert "stream_options" not in server.requests[-1]
+
+    def test_a_stream_that_breaks_off_is_no_answer(self, server):
+        server.break_off(after=2)
+        tiers = {SMALL: endpoint(server), FRONTIER: endpoint(server)}
+        heard = []
+        with pytest.raises(TierError, match=r"small: .*incomplete chunked read") as caught:
+            heard.extend(Dispatcher(release(Rung(SMALL)), tiers).stream(Query("hello", "t")))
+        assert [delta.text for delta in heard] == ["good", " mor"] and len(caught.value.attempts) == 1
+        server.break_off(after=0)
+        with pytest.raises(TierError, match="no tier answered"):
+            list(Dispatcher(release(Rung(SMALL)), tiers).stream(Query("hello", "t")))
+        # nothing had been said yet, so the frontier was asked too
+        assert len(server.requests) == 3
+        server.break_off(after=None)
+        assert [part.text for part in Dispatcher(release(Rung(SMALL)), tiers).stream("hello")][-1] == "good morning"
+
     def test_each_event_loop_gets_a_client_of_its_own(self, server):
         tier = endpoint(server)
 
@@ -270,6 +298,19 @@ class TestScriptedServer:
         assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == "x" * 400
         assert chunks[-1].usage.completion_tokens == count_tokens("x" * 400) == 100
         assert chunks[0].choices[0].logprobs.content[0].logprob == pytest.approx(np.log(0.99))
+
+    def test_it_calls_tools(self):
+        asked = {"name": "weather", "arguments": '{"city": "Oslo"}'}
+        message = {"content": "let me look", "tool_calls": [{"id": "1", "type": "function", "function": asked}]}
+        with ScriptedServer({"hello": message}) as server:
+            client = openai.OpenAI(base_url=server.url, api_key="none")
+            messages = [{"role": "user", "content": "hello"}]
+            (choice,) = client.chat.completions.create(model="m", messages=messages).choices
+            chunks = client.chat.completions.create(model="m", messages=messages, stream=True)
+            pieces = [c.choices[0].delta.tool_calls[0] for c in chunks if c.choices and c.choices[0].delta.tool_calls]
+        assert (choice.finish_reason, choice.message.content) == ("tool_calls", "let me look")
+        assert choice.message.tool_calls[0].function.model_dump() == asked
+        assert "".join(piece.function.arguments for piece in pieces) == asked["arguments"] and pieces[0].id == "1"
 
     def test_it_answers_from_a_function_of_the_request(self):
         def reply(request: Mapping[str, Any]) -> Completion:

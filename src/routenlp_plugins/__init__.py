@@ -104,6 +104,7 @@ if TYPE_CHECKING:
     from .types import Attempt as Attempt
     from .types import Call as Call
     from .types import Completion as Completion
+    from .types import Delta as Delta
     from .types import Query as Query
     from .types import Session as Session
     from .types import Trace as Trace
@@ -176,7 +177,7 @@ _MODULES = {
     "tiers.scored": ("Judgement", "PTrueTier", "ScoredTier", "SelfConsistentTier", "WrappingTier", "parses"),
     "tiers.text_classifier": ("TextClassifierTier",),
     "policy": ("Policy",),
-    "types": ("Answer", "Attempt", "Call", "Completion", "Query", "Session", "Trace"),
+    "types": ("Answer", "Attempt", "Call", "Completion", "Delta", "Query", "Session", "Trace"),
     "watching": ("Watch",),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}

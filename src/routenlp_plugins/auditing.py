@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, aclosing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,7 +22,7 @@ from .evaluate.resuming import append_row, locked, whole_rows
 from .evaluate.units import unit_interval
 from .flow import plan
 from .tiers.boundary import SyncTierCallable, call_tier, sync_form
-from .types import Answer, Attempt, Call, Completion, Query, Trace
+from .types import Answer, Attempt, Call, Completion, Delta, Query, Trace
 from .watching import Watch
 
 if TYPE_CHECKING:
@@ -158,6 +158,31 @@ class Auditor:
             raise
         self._audit_later(query, answer.trace)
         return answer
+
+    def stream(self, query: Query | str) -> Generator[Delta | Answer]:
+        """As `run`, piece by piece; see `Dispatcher.stream`."""
+        query = self._identified(query)
+        try:
+            for part in self._serving.stream(query):
+                if isinstance(part, Answer):
+                    self._audit_later(query, part.trace)
+                yield part
+        except TierError as error:
+            self._audit_later(query, error.trace)
+            raise
+
+    async def astream(self, query: Query | str) -> AsyncGenerator[Delta | Answer]:
+        """As `stream`, without blocking the event loop."""
+        query = self._identified(query)
+        try:
+            async with aclosing(self._serving.astream(query)) as parts:
+                async for part in parts:
+                    if isinstance(part, Answer):
+                        self._audit_later(query, part.trace)
+                    yield part
+        except TierError as error:
+            self._audit_later(query, error.trace)
+            raise
 
     @property
     def expired(self) -> dict[str, str]:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import aclosing, closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from .comparing import Comparator
 from .deciding import ConformalCascade
 from .errors import PortfolioError, TierError
-from .flow import drive, task_of
+from .flow import Flow, drive, task_of
 from .release import Release
 from .tiers.boundary import TierCallable, acall_tier, async_form, boundary, call_tier, sync_form
-from .types import Answer, Call, Completion, Query, Trace
+from .tiers.streams import FlowRun, astream_form, astream_tier, in_threads, stream_form, stream_tier
+from .types import Answer, Call, Completion, Delta, Query, Trace
 
 __all__ = ["Dispatcher", "Listener"]
 
@@ -99,33 +100,80 @@ class Dispatcher:
             TierError: the frontier failed; carries all attempts.
         """
         asked = Query.given(query)
-        cascade = self._cascade
+        run = FlowRun(await self._aflow(asked))
+        with self._telling(asked, run):
+            while run.call is not None:
+                try:
+                    completion = await self._acall(run.call)
+                except TierError as error:
+                    run.fail(error)
+                else:
+                    run.take(completion)
+        self._tell(run.answer.trace)
+        return run.answer
+
+    def stream(self, query: Query | str) -> Generator[Delta | Answer]:
+        """Answer one query piece by piece: the pieces, and at last the whole answer.
+
+        No word of an answer that is rejected is ever passed on. What may still be rejected comes in one piece once it
+        is accepted. What nothing can reject any more comes as its tier streams it: an answer of the frontier, and of a
+        tier whose every answer is accepted. A tier streams by methods ``stream`` and ``astream``, as
+        `OpenAICompatibleTier` does. Listeners are told of a stream that is closed before its end too.
+
+        Raises:
+            TierError: the frontier failed, or a tier some of whose answer was passed on; carries all attempts.
+            PortfolioError: the query needs a tier that is async only.
+        """
+        asked = Query.given(query)
+        run = FlowRun(self._cascade.flow(asked))
+        with self._telling(asked, run):
+            while run.call is not None:
+                try:
+                    with closing(self._pieces(run.call, run.passes_on)) as pieces:
+                        for piece in pieces:
+                            yield from run.take(piece)
+                except TierError as error:
+                    run.fail(error)
+        self._tell(run.answer.trace)
+        yield from run.rest()
+        yield run.answer
+
+    async def astream(self, query: Query | str) -> AsyncGenerator[Delta | Answer]:
+        """As `stream`, without blocking the event loop: sync tiers run in a thread."""
+        asked = Query.given(query)
+        run = FlowRun(await self._aflow(asked))
+        with self._telling(asked, run):
+            while run.call is not None:
+                try:
+                    async with aclosing(self._apieces(run.call, run.passes_on)) as pieces:
+                        async for piece in pieces:
+                            for ready in run.take(piece):
+                                yield ready
+                except TierError as error:
+                    run.fail(error)
+        self._tell(run.answer.trace)
+        for ready in run.rest():
+            yield ready
+        yield run.answer
+
+    async def _aflow(self, query: Query) -> Flow:
         # an encoder may take its time
-        flow = await asyncio.to_thread(cascade.flow, asked) if self.release.router else cascade.flow(asked)
-        with self._telling(asked):
-            try:
-                step = next(flow)
-                while True:
-                    try:
-                        completion = await self._acall(step)
-                    except TierError as error:
-                        step = flow.throw(error)
-                    else:
-                        step = flow.send(completion)
-            except StopIteration as stop:
-                answer: Answer = stop.value
-        self._tell(answer.trace)
-        return answer
+        return await asyncio.to_thread(self._cascade.flow, query) if self.release.router else self._cascade.flow(query)
 
     @contextmanager
-    def _telling(self, query: Query) -> Iterator[None]:
-        """Tells of a query that nobody answered."""
+    def _telling(self, query: Query, run: FlowRun | None = None) -> Iterator[None]:
+        """Tells of a query that nobody answered, or whose answer nobody waited for."""
         try:
             yield
         except TierError as error:
             task = task_of(self.release.policy, query)
             error.trace = Trace(query, task, error.attempts, f"no tier answered ({error})")
             self._tell(error.trace)
+            raise
+        except (GeneratorExit, asyncio.CancelledError):
+            if run is not None and (attempts := run.abandoned()):
+                task = task_of(self.release.policy, query)
+                self._tell(Trace(query, task, attempts, "nobody waited for the answer"))
             raise
 
     def _tell(self, trace: Trace) -> None:
@@ -142,6 +190,25 @@ class Dispatcher:
         if function is None:
             raise PortfolioError(f"tier {call.tier!r} is async only: use arun, or give it a sync form")
         return call_tier(self._priced[call.tier], function, call)
+
+    def _pieces(self, call: Call, passes_on: bool) -> Generator[Delta | Completion]:
+        function = stream_form(self.tiers[call.tier]) if passes_on else None
+        if function is None:
+            yield self._call(call)
+        else:
+            yield from stream_tier(self._priced[call.tier], function, call)
+
+    async def _apieces(self, call: Call, passes_on: bool) -> AsyncGenerator[Delta | Completion]:
+        tier = self.tiers[call.tier]
+        function = astream_form(tier) if passes_on else None
+        if function is None and passes_on and (blocking := stream_form(tier)) is not None:
+            function = in_threads(blocking)
+        if function is None:
+            yield await self._acall(call)
+            return
+        async with aclosing(astream_tier(self._priced[call.tier], function, call)) as pieces:
+            async for piece in pieces:
+                yield piece
 
     async def _acall(self, call: Call) -> Completion:
         tier, function = self._priced[call.tier], async_form(self.tiers[call.tier])

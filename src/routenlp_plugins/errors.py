@@ -74,6 +74,7 @@ class TierError(RouteNLPError):
         tier: name of the tier that failed.
         attempts: all attempts of the query so far, the failed one last.
         trace: of the query that nobody answered, as listeners are told it; None where no dispatcher raised it.
+        begun: whether words of the answer had been passed on, so that no other answer can take its place.
     """
 
     def __init__(self, message: str, tier: str, attempts: tuple[Attempt, ...] = ()) -> None:
@@ -81,6 +82,7 @@ class TierError(RouteNLPError):
         self.tier = tier
         self.attempts = attempts
         self.trace: Trace | None = None
+        self.begun = False
 
 
 class BudgetExceededError(RouteNLPError):

@@ -15,7 +15,7 @@ from .errors import DataError, TierError
 from .evidence import Answers, confidence_in
 from .policy import Offer, Policy, RelativeCost, Rung
 from .support import supported
-from .types import Answer, Attempt, Call, Completion, Query, Skipped, Trace
+from .types import Answer, Attempt, Call, Completion, Final, Query, Skipped, Trace
 
 __all__ = ["Flow", "drive", "plan", "route", "task_of"]
 Flow = Generator[Call, Completion, Answer]
@@ -65,7 +65,7 @@ def route(
         stay: why the frontier answers it although its task has rungs.
 
     Raises:
-        TierError: the frontier itself failed; carries all attempts.
+        TierError: the frontier itself failed, or a tier whose answer had begun to be passed on; carries all attempts.
         DataError: the policy names a comparator that is not supplied, or a router whose predictions are not.
     """
     task, rungs, reason = plan(policy, query)
@@ -79,9 +79,11 @@ def route(
         if not climb.reaches(rung):
             continue
         try:
-            completion = yield Call(rung.tier, query)
+            completion = yield Call(rung.tier, query, _final(policy, task, rung))
         except TierError as error:
             climb.calls.append((rung.tier, None, str(error)))
+            if error.begun:
+                raise climb.failed(error, rung.tier) from error
             continue
         climb.calls.append((rung.tier, completion, None))
         objection = _objection(policy, task, rung.tier, completion)
@@ -95,10 +97,10 @@ def route(
     else:
         reason = climb.rejection() if climb.calls or climb.skipped else reason
     try:
-        completion = yield Call(policy.frontier, query)
+        completion = yield Call(policy.frontier, query, Final())
     except TierError as error:
         climb.calls.append((policy.frontier, None, str(error)))
-        raise TierError(climb.failure(), policy.frontier, climb.attempts()) from error
+        raise climb.failed(error, policy.frontier) from error
     climb.calls.append((policy.frontier, completion, None))
     if rungs:
         reason = _other_model(policy, policy.frontier, completion) or reason
@@ -187,9 +189,11 @@ class _Climb:
         lacking = f"; {', '.join(without)} came without the evidence its confidence needs" if without else ""
         return f"no cheaper answer was accepted{lacking}"
 
-    def failure(self) -> str:
-        reasons = "; ".join(f"{tier}: {error or 'answer rejected'}" for tier, _, error in self.calls)
-        return f"no tier answered ({reasons})"
+    def failed(self, error: TierError, tier: str) -> TierError:
+        reasons = "; ".join(f"{name}: {why or 'answer rejected'}" for name, _, why in self.calls)
+        ended = TierError(f"no tier answered ({reasons})", tier, self.attempts())
+        ended.begun = error.begun
+        return ended
 
     def attempts(self, accepted: str | None = None) -> tuple[Attempt, ...]:
         return tuple(
@@ -220,6 +224,13 @@ def drive(flow: Flow, call: Callable[[Call], Completion]) -> Answer:
     except StopIteration as stop:
         answer: Answer = stop.value
         return answer
+
+
+def _final(policy: Policy, task: str | None, rung: Rung) -> Final | None:
+    """Of a rung that accepts every answer: those that the certificate speaks of."""
+    if rung.threshold is not None:
+        return None
+    return Final(policy.models.get(rung.tier, ()), policy.prompts.get(task or "", ()))
 
 
 def _objection(policy: Policy, task: str | None, tier: str, completion: Completion) -> str | None:

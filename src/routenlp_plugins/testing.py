@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from email import message_from_bytes
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -21,7 +21,7 @@ from .types import Call, Completion
 
 __all__ = ["FineTuningDouble", "ScriptedServer", "ScriptedTier", "count_tokens"]
 
-Reply = Completion | str
+Reply = Completion | str | Mapping[str, Any]
 Replies = Mapping[str, Reply] | Callable[[Mapping[str, Any]], Reply]
 
 
@@ -60,6 +60,7 @@ class _Behaviour:
     status: int | None = None
     failures_left: int = 0
     nonsense: bool = False
+    pieces: int | None = None
 
 
 class ScriptedServer:
@@ -70,8 +71,8 @@ class ScriptedServer:
 
     Args:
         replies: last user message -> reply, or a function of the whole request. A reply is a text, or a completion
-            whose `mean_logprob` every token gets; that of a text is log 0.99. A message without reply is answered
-            with status 404.
+            whose `mean_logprob` every token gets; that of a text is log 0.99. It may also be the whole message of the
+            assistant, such as one with ``tool_calls``. A message without reply is answered with status 404.
     """
 
     def __init__(self, replies: Replies) -> None:
@@ -93,6 +94,10 @@ class ScriptedServer:
     def talk_nonsense(self, on: bool = True) -> None:
         """Answer with something that is no chat completion."""
         self._behaviour = replace(self._behaviour, nonsense=on)
+
+    def break_off(self, after: int | None) -> None:
+        """End every stream after this many pieces, in the middle of the connection; None lets them end as they do."""
+        self._behaviour = replace(self._behaviour, pieces=after)
 
     @property
     def url(self) -> str:
@@ -120,16 +125,49 @@ class ScriptedServer:
                 self._behaviour = replace(behaviour, failures_left=behaviour.failures_left - 1)
         return behaviour
 
-    def _reply(self, request: Mapping[str, Any]) -> Completion | None:
-        learned = self.tuning.says(request)
-        if learned is not None:
-            return Completion(learned)
-        if callable(self.replies):
-            reply: Reply | None = self.replies(request)
-        else:
+    def _reply(self, request: Mapping[str, Any]) -> _Said | None:
+        reply: Reply | None = self.tuning.says(request)
+        if reply is None and callable(self.replies):
+            reply = self.replies(request)
+        elif reply is None and not callable(self.replies):
             asked = (m["content"] for m in reversed(request["messages"]) if m.get("role") == "user")
             reply = self.replies.get(next(asked, ""))
-        return Completion(reply) if isinstance(reply, str) else reply
+        if reply is None:
+            return None
+        if isinstance(reply, str):
+            reply = Completion(reply)
+        return _Said(reply) if isinstance(reply, Completion) else _Said(Completion(reply.get("content") or ""), reply)
+
+
+class _Said:
+    """A reply as messages and chunks of the API."""
+
+    def __init__(self, reply: Completion, message: Mapping[str, Any] | None = None) -> None:
+        self.text = reply.text
+        self.tokens = [_token(self.text[i : i + 4], reply.mean_logprob) for i in range(0, len(self.text), 4)]
+        self.calls: list[dict[str, Any]] = [
+            {"index": place, **call} for place, call in enumerate((message or {}).get("tool_calls") or ())
+        ]
+        self.ends = "tool_calls" if self.calls else "stop"
+        self.counted = count_tokens(self.text + "".join(json.dumps(call["function"]) for call in self.calls))
+
+    @property
+    def message(self) -> dict[str, Any]:
+        """As it is sent whole."""
+        calls = [{name: value for name, value in call.items() if name != "index"} for call in self.calls]
+        return {"role": "assistant", "content": self.text or None} | ({"tool_calls": calls} if calls else {})
+
+    def pieces(self) -> Iterator[tuple[dict[str, Any], dict[str, Any] | None]]:
+        """Deltas, and of each its token: the words, then the calls, their arguments in two halves."""
+        for token in self.tokens:
+            yield {"role": "assistant", "content": token["token"]}, token
+        for call in self.calls:
+            arguments = call["function"]["arguments"]
+            half = len(arguments) // 2
+            begun = {**call, "function": {**call["function"], "arguments": arguments[:half]}}
+            yield {"role": "assistant", "content": None, "tool_calls": [begun]}, None
+            rest = {"index": call["index"], "function": {"arguments": arguments[half:]}}
+            yield {"tool_calls": [rest]}, None
 
 
 def _token(text: str, logprob: float | None) -> dict[str, Any]:
@@ -232,49 +270,53 @@ def _handler(server: ScriptedServer) -> type[BaseHTTPRequestHandler]:
             elif (reply := server._reply(request)) is None:
                 self._json({"error": {"message": "nothing scripted for this message"}}, 404)
             else:
-                self._complete(request, reply)
+                self._complete(request, reply, behaviour)
 
-        def _complete(self, request: dict[str, Any], reply: Completion) -> None:
-            text = reply.text
-            tokens = [_token(text[i : i + 4], reply.mean_logprob) for i in range(0, len(text), 4)]
+        def _complete(self, request: dict[str, Any], said: _Said, behaviour: _Behaviour) -> None:
             prompt = sum(count_tokens(str(message.get("content") or "")) for message in request["messages"])
             usage = {
                 "prompt_tokens": prompt,
-                "completion_tokens": count_tokens(text),
-                "total_tokens": prompt + count_tokens(text),
+                "completion_tokens": said.counted,
+                "total_tokens": prompt + said.counted,
             }
             head = {"id": "chatcmpl-scripted", "created": int(time.time()), "model": request.get("model", "scripted")}
             if request.get("stream"):
-                self._stream(head, request, tokens, usage)
+                self._stream(head, request, said, usage, behaviour.pieces)
                 return
             choice = {
                 "index": 0,
-                "message": {"role": "assistant", "content": text},
-                "logprobs": {"content": tokens} if request.get("logprobs") else None,
-                "finish_reason": "stop",
+                "message": said.message,
+                "logprobs": {"content": said.tokens} if request.get("logprobs") else None,
+                "finish_reason": said.ends,
             }
             self._json({**head, "object": "chat.completion", "choices": [choice], "usage": usage})
 
         def _stream(
-            self, head: dict[str, Any], request: dict[str, Any], tokens: list[dict[str, Any]], usage: dict[str, int]
+            self, head: dict[str, Any], request: dict[str, Any], said: _Said, usage: dict[str, int], most: int | None
         ) -> None:
             self.send_response(200)
             self.send_header("Content-Type", "text/event-stream")
-            self.send_header("Connection", "close")
+            self.send_header("Transfer-Encoding", "chunked")
             self.end_headers()
-            self.close_connection = True
-            for token in tokens:
-                logprobs = {"content": [token]} if request.get("logprobs") else None
-                delta = {"role": "assistant", "content": token["token"]}
+            for sent, (delta, token) in enumerate(said.pieces()):
+                if sent == most:
+                    self.close_connection = True
+                    return
+                logprobs = {"content": [token]} if request.get("logprobs") and token else None
                 self._event(head, [{"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": None}])
-            self._event(head, [{"index": 0, "delta": {}, "logprobs": None, "finish_reason": "stop"}])
+            self._event(head, [{"index": 0, "delta": {}, "logprobs": None, "finish_reason": said.ends}])
             if (request.get("stream_options") or {}).get("include_usage"):
                 self._event({**head, "usage": usage}, [])
-            self.wfile.write(b"data: [DONE]\n\n")
+            self._chunk(b"data: [DONE]\n\n")
+            self.wfile.write(b"0\r\n\r\n")
+            self.wfile.flush()
 
         def _event(self, head: dict[str, Any], choices: list[dict[str, Any]]) -> None:
             data = {**head, "object": "chat.completion.chunk", "choices": choices}
-            self.wfile.write(b"data: " + json.dumps(data).encode() + b"\n\n")
+            self._chunk(b"data: " + json.dumps(data).encode() + b"\n\n")
+
+        def _chunk(self, content: bytes) -> None:
+            self.wfile.write(b"%x\r\n%b\r\n" % (len(content), content))
             self.wfile.flush()
 
         def _json(self, data: dict[str, Any], status: int = 200) -> None:

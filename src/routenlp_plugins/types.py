@@ -102,11 +102,29 @@ class Query:
 
 
 @dataclass(frozen=True, slots=True)
+class Final:
+    """An answer that is returned whatever it says, as long as it is of one of these models and to one of these prompts.
+
+    Attributes:
+        models, prompts: as `Completion` names them; empty for any.
+    """
+
+    models: tuple[str, ...] = ()
+    prompts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Call:
-    """A step the flow asks its driver to take: let this tier answer this query."""
+    """A step the flow asks its driver to take: let this tier answer this query.
+
+    Attributes:
+        final: under what conditions its answer is returned without being looked at, so that it may be passed on word
+            by word; None where it may be rejected.
+    """
 
     tier: str
     query: Query
+    final: Final | None = field(default=None, compare=False, repr=False)
 
     @property
     def payload(self) -> Any:
@@ -160,6 +178,23 @@ class Completion:
     def words(self) -> str:
         """The answer as a router in the place of the model sees it."""
         return self.text if self.said is None else self.said
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """A piece of an answer that is streamed.
+
+    Attributes:
+        text: what comes after the pieces before it.
+        model: that answers, as far as it is known by now.
+        tier: that answers; the dispatcher fills it in.
+        payload: the piece as a framework knows it, or the whole answer where it comes in one piece.
+    """
+
+    text: str
+    model: str | None = None
+    tier: str = ""
+    payload: Any = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

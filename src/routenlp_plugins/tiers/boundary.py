@@ -24,6 +24,7 @@ __all__ = [
     "async_form",
     "boundary",
     "call_tier",
+    "complete",
     "received",
     "sync_form",
 ]
@@ -54,7 +55,7 @@ def call_tier(tier: Tier, function: SyncTierCallable, call: Call) -> Completion:
     start = perf_counter()
     with boundary(tier.name):
         completion = function(call)
-    return _complete(tier, call, completion, (perf_counter() - start) * 1e3)
+    return complete(tier, call, completion, (perf_counter() - start) * 1e3)
 
 
 async def acall_tier(tier: Tier, function: AsyncTierCallable, call: Call) -> Completion:
@@ -62,7 +63,7 @@ async def acall_tier(tier: Tier, function: AsyncTierCallable, call: Call) -> Com
     start = perf_counter()
     with boundary(tier.name):
         completion = await function(call)
-    return _complete(tier, call, completion, (perf_counter() - start) * 1e3)
+    return complete(tier, call, completion, (perf_counter() - start) * 1e3)
 
 
 def received(tier: Tier, call: Call, answer: Completion | Exception) -> Completion:
@@ -70,7 +71,7 @@ def received(tier: Tier, call: Call, answer: Completion | Exception) -> Completi
     if isinstance(answer, Exception):
         with boundary(tier.name):
             raise answer
-    return _complete(tier, call, answer, None)
+    return complete(tier, call, answer, None)
 
 
 def _is_async(tier: TierCallable) -> bool:
@@ -88,7 +89,8 @@ def boundary(name: str) -> Iterator[None]:
         raise TierError(f"{type(error).__name__}: {error}", name) from error
 
 
-def _complete(tier: Tier, call: Call, completion: Completion, measured: float | None) -> Completion:
+def complete(tier: Tier, call: Call, completion: Completion, measured: float | None) -> Completion:
+    """The completion checked, with what the tier did not tell of itself: latency, cost, prompt."""
     if not isinstance(completion, Completion):
         raise PortfolioError(
             f"tier {tier.name!r}: returned {type(completion).__name__}; a tier is called with a Call and returns a "

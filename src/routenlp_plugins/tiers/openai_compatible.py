@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from ..errors import MissingExtraError
-from ..types import Call, Completion
-from .openai_format import request_body, text_completion
+from ..types import Call, Completion, Delta
+from .openai_format import StreamedText, request_body, text_completion
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -21,7 +21,7 @@ __all__ = ["OpenAICompatibleTier", "openai_package"]
 
 
 class OpenAICompatibleTier:
-    """Answers through the ``openai`` client, sync and async.
+    """Answers through the ``openai`` client, sync and async, whole and streamed.
 
     Args:
         model: name of the model at the endpoint.
@@ -31,7 +31,7 @@ class OpenAICompatibleTier:
         max_retries: hidden retries of the client. 0 by default: on a cheap tier a failure is passed on at once,
             and every call is an attempt in the trace.
         request: fields every request is made with. ``{"logprobs": True}`` by default; give ``{}`` for endpoints
-            that refuse it.
+            that refuse it. Streams ask for ``stream_options`` with the usage; ``{"stream_options": None}`` does not.
 
     Raises:
         MissingExtraError: the package ``openai`` is not installed.
@@ -66,18 +66,46 @@ class OpenAICompatibleTier:
 
     async def acall(self, call: Call) -> Completion:
         """As calling it, without blocking the event loop."""
-        loop = asyncio.get_running_loop()
-        if loop not in self._async_clients:
-            self._async_clients[loop] = self._openai.AsyncOpenAI(**self._options)
-        client = self._async_clients[loop]
-        response = await client.chat.completions.create(model=self.model, **request_body(call.query, self.request))
+        body = request_body(call.query, self.request)
+        response = await self._async_client.chat.completions.create(model=self.model, **body)
         return _completion(response)
+
+    def stream(self, call: Call) -> Iterator[Delta | Completion]:
+        """The answer piece by piece, and at last the whole of it."""
+        text = StreamedText()
+        with self._client.chat.completions.create(model=self.model, **self._streaming(call)) as chunks:
+            for chunk in chunks:
+                if (delta := text.after(chunk.model_dump(warnings=False))) is not None:
+                    yield delta
+        yield text.completion()
+
+    async def astream(self, call: Call) -> AsyncIterator[Delta | Completion]:
+        """As `stream`, without blocking the event loop."""
+        text = StreamedText()
+        async with await self._async_client.chat.completions.create(
+            model=self.model, **self._streaming(call)
+        ) as chunks:
+            async for chunk in chunks:
+                if (delta := text.after(chunk.model_dump(warnings=False))) is not None:
+                    yield delta
+        yield text.completion()
 
     async def aclose(self) -> None:
         """Close the connections that the running event loop opened; a later call opens new ones."""
         client = self._async_clients.pop(asyncio.get_running_loop(), None)
         if client is not None:
             await client.close()
+
+    def _streaming(self, call: Call) -> dict[str, Any]:
+        fields = {"stream_options": {"include_usage": True}, **self.request, "stream": True}
+        return request_body(call.query, {name: value for name, value in fields.items() if value is not None})
+
+    @property
+    def _async_client(self) -> AsyncOpenAI:
+        loop = asyncio.get_running_loop()
+        if loop not in self._async_clients:
+            self._async_clients[loop] = self._openai.AsyncOpenAI(**self._options)
+        return self._async_clients[loop]
 
     @cached_property
     def _client(self) -> OpenAI:

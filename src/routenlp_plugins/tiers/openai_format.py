@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..evidence import certainty, top_two_margin
-from ..types import Completion, Query
+from ..types import Completion, Delta, Query
 
-__all__ = ["alternative_scores", "request_body", "text_completion"]
+__all__ = ["StreamedText", "alternative_scores", "request_body", "text_completion"]
 
 ROUNDING = 1e-3
 """A log-probability may be this much above 0."""
@@ -37,6 +37,41 @@ def _logprobs(alternatives: Any) -> list[float]:
 def request_body(query: Query, fields: Mapping[str, Any]) -> dict[str, Any]:
     """A chat-completion request for a query with these fields."""
     return {"messages": [dict(message) for message in query.chat], **fields}
+
+
+class StreamedText:
+    """The chunks of a streamed chat completion, put together."""
+
+    def __init__(self) -> None:
+        self._response: dict[str, Any] = {"usage": None, "model": None}
+        self._words: list[str] = []
+        self._tokens: list[Mapping[str, Any]] = []
+        self._ended = False
+
+    def after(self, chunk: Mapping[str, Any]) -> Delta | None:
+        """What a chunk adds to the text of the first choice, if anything."""
+        for name in ("usage", "model"):
+            self._response[name] = chunk.get(name) or self._response[name]
+        # the chunk with the usage has no choice
+        choice: Mapping[str, Any] = next(iter(chunk.get("choices") or ()), {})
+        self._ended = self._ended or choice.get("finish_reason") is not None
+        self._tokens += (choice.get("logprobs") or {}).get("content") or ()
+        word = (choice.get("delta") or {}).get("content")
+        if not word:
+            return None
+        self._words.append(word)
+        return Delta(word, self._response["model"])
+
+    def completion(self) -> Completion:
+        """The whole answer.
+
+        Raises:
+            ValueError: there is none, or the stream broke off.
+        """
+        if self._words and not self._ended:
+            raise ValueError("the stream broke off")
+        choice = {"message": {"content": "".join(self._words)}, "logprobs": {"content": self._tokens}}
+        return text_completion({**self._response, "choices": [choice]})
 
 
 def text_completion(response: Mapping[str, Any]) -> Completion:
