@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -133,7 +134,8 @@ def fit(
     ordering, parts = _parts(rows, options, seed)
     seen = Policy(portfolio.frontier, {}, support=_support(parts["ordering"], options))
     unwritten = {row.query.task or "" for row in rows if not row.seen.text}
-    tables = _charged(task_tables(parts["ordering"], portfolio, comparators=options.comparators, policy=seen), options)
+    tabulated = partial(task_tables, comparators=options.comparators, policy=seen, passed_over=options.passed_over)
+    tables = tabulated(parts["ordering"], portfolio)
     tables = _without_texts(tables, unwritten)
     if options.hints is not None:
         tables = with_floors(tables, quality_floors(rows, portfolio))
@@ -142,8 +144,7 @@ def fit(
     held_out = {}
     for name in ("certification", "reporting"):
         members = one_row_per_unit(parts[name], seed, pooled=options.pooled)
-        found = _charged(task_tables(members, portfolio, tables, options.comparators, seen), options)
-        found = _without_texts(found, unwritten)
+        found = _without_texts(tabulated(members, portfolio, tables), unwritten)
         held_out[name] = _with_all_tasks(tables, found if router is None else foreseen(router, found))
     streams = _streams(sought, tables, held_out["certification"], options, seed)
     chosen, proofs = certify(risk, streams, delta - spent)
@@ -157,6 +158,7 @@ def fit(
         prompts=_prompts(rows, chosen) if options.prompts else {},
         support={task: support for task, support in seen.support.items() if task in chosen},
         router=router.digest if router is not None and any(c.predicted for c in chosen.values()) else None,
+        requires={task: needed for task in chosen if (needed := portfolio.task(task).requires)},
     )
     policy = Candidate.policy(staying, chosen)
     certificate = Certificate(
@@ -249,13 +251,6 @@ def _support(rows: Sequence[OutcomeRow], options: FitOptions) -> dict[str, Suppo
         for task in sorted(of)
     }
     return {task: support for task, support in found.items() if support is not None}
-
-
-def _charged(tables: Mapping[str, TaskTable], options: FitOptions) -> dict[str, TaskTable]:
-    """The tables with failed calls as calls never made, unless they will fail again."""
-    if options.passed_over:
-        return dict(tables)
-    return {task: replace(table, tried=table.tried & table.answered) for task, table in tables.items()}
 
 
 def _learned(

@@ -32,8 +32,9 @@ def plan(policy: Policy, query: Query) -> tuple[str | None, tuple[Rung, ...], st
         return task, (), f"unknown task {task!r}"
     if task in policy.expired:
         return task, (), f"the certificate of task {task!r} has expired: {policy.expired[task]}"
-    if query.requires:
-        return task, (), f"the certificate does not cover calls that need {', '.join(sorted(query.requires))}"
+    beyond = sorted(query.requires.difference(policy.requires.get(task, ())))
+    if beyond:
+        return task, (), f"the certificate does not cover calls that need {', '.join(beyond)}"
     if policy.ladders[task] and task in policy.support and not supported(policy.support[task], query.text):
         return task, (), "the query is unlike those of the certificate"
     return task, policy.ladders[task], f"task {task!r} stays on the frontier"
@@ -57,7 +58,8 @@ def route(
 
     A tier that is not believed to be worth its call is skipped. After each call the best answer there is, by its
     calibrated confidence, is returned if that reaches the rung's threshold. A cheap tier that fails is passed over like
-    a skipped one. An answer of another model or to another prompt than those certified is never returned.
+    a skipped one, and so is one whose answer is not valid, though it is paid for. An answer of another model or to
+    another prompt than those certified is never returned.
 
     Args:
         comparators: the user's own, by the names the policy knows them by.
@@ -90,6 +92,8 @@ def route(
         if objection is not None:
             reason = objection
             break
+        if not completion.valid:
+            continue
         climb.answers.add(rung.tier, completion)
         best = climb.judge(rung)
         if best is not None:
@@ -185,9 +189,11 @@ class _Climb:
         if not self.calls:
             return "no cheaper tier was expected to be worth its call"
         mute = self.asked - set(self.confidence)
-        without = [tier for tier, completion, _ in self.calls if completion is not None and tier in mute]
+        came = {tier: completion for tier, completion, _ in self.calls if completion is not None}
+        without = [tier for tier in came if tier in mute]
         lacking = f"; {', '.join(without)} came without the evidence its confidence needs" if without else ""
-        return f"no cheaper answer was accepted{lacking}"
+        invalid = [tier for tier, completion in came.items() if not completion.valid]
+        return f"no cheaper answer was accepted{lacking}" + (f"; not valid: {', '.join(invalid)}" if invalid else "")
 
     def failed(self, error: TierError, tier: str) -> TierError:
         reasons = "; ".join(f"{name}: {why or 'answer rejected'}" for name, _, why in self.calls)

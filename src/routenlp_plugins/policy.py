@@ -213,6 +213,7 @@ class Policy:
         offers: task -> tiers at which its climb may begin; the rungs before the best of them are passed over, all of
             them if that is the frontier. A task that is not named begins with its first rung.
         relative_cost: task -> what the frontier's answer to a text is expected to cost; 1 for a task not named.
+        requires: task -> what its calls may ask for beyond text; a call that asks for more is the frontier's.
     """
 
     frontier: str
@@ -226,6 +227,7 @@ class Policy:
     router: str | None = None
     offers: Mapping[str, tuple[Offer, ...]] = field(default_factory=dict)
     relative_cost: Mapping[str, RelativeCost] = field(default_factory=dict)
+    requires: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for task, rungs in self.ladders.items():

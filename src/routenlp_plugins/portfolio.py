@@ -104,6 +104,8 @@ class Task:
         tau: quality floor in (0, 1]; None means that quality is 0 or 1 and 1 is required.
         tiers: names of the tiers that may serve it; None allows all. The frontier always may.
         capabilities: what its queries may require; None stands for all. No certificate depends on it.
+        requires: what its calls may ask for beyond text, such as ``tools``: its outcomes are of such calls, and only
+            tiers that support it serve the task. Calls that ask for more are answered by the frontier.
     """
 
     name: str
@@ -112,12 +114,15 @@ class Task:
     tiers: tuple[str, ...] | None = None
     comparator: str | None = None
     capabilities: tuple[str, ...] | None = None
+    requires: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
             raise PortfolioError(f"task name: expected a non-empty string, got {self.name!r}")
         if self.tau is not None and not (_is_number(self.tau) and 0 < self.tau <= 1):
             raise PortfolioError(f"task {self.name!r}: tau must be in (0, 1], got {self.tau!r}")
+        if isinstance(self.requires, str):
+            raise PortfolioError(f"task {self.name!r}: requires must be a list of names, got {self.requires!r}")
         for name in ("metric", "comparator"):
             value = getattr(self, name)
             if value is not None and not isinstance(value, str):
@@ -201,9 +206,10 @@ class Portfolio:
         return None
 
     def below_frontier(self, task: str) -> tuple[str, ...]:
-        """Names of the tiers other than the frontier that may serve a task."""
-        allowed = self.task(task).tiers
-        return tuple(n for n in self.names if n != self.frontier and (allowed is None or n in allowed))
+        """Names of the tiers other than the frontier that may serve a task: as declared, and by what they support."""
+        allowed, required = self.task(task).tiers, set(self.task(task).requires)
+        able = [tier.name for tier in self.tiers if tier.name != self.frontier and required <= set(tier.supports)]
+        return tuple(name for name in able if allowed is None or name in allowed)
 
     def called_for(self, task: str) -> tuple[str, ...]:
         """Names of the capabilities that queries of a task may require."""
@@ -303,7 +309,7 @@ def _certified(task: dict[str, Any]) -> dict[str, Any]:
 
 def _known(facts: dict[str, Any]) -> dict[str, Any]:
     known = {name: list(v) if isinstance(v, tuple) else v for name, v in facts.items() if v is not None}
-    return {name: v for name, v in known.items() if v or name not in ("supports", "profile")}
+    return {name: v for name, v in known.items() if v or name not in ("supports", "profile", "requires")}
 
 
 def _fields_of(data: object, cls: type, where: str) -> dict[str, Any]:
@@ -334,7 +340,7 @@ def _tier(data: object, where: str) -> Tier:
 
 def _task(data: object, where: str) -> Task:
     values = _fields_of(data, Task, where)
-    lists = {n: _names(values, n, where) for n in ("tiers", "capabilities") if values.get(n) is not None}
+    lists = {n: _names(values, n, where) for n in ("tiers", "capabilities", "requires") if values.get(n) is not None}
     return Task(**{**values, **lists})
 
 

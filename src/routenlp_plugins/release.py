@@ -226,6 +226,7 @@ _SINCE_3: Mapping[str, object] = {
     "router": None,
     "offers": {},
     "relative_cost": {},
+    "requires": {},
 }
 """Fields, and their values where a policy makes no use of them: left out, so that it has the fingerprint it had."""
 

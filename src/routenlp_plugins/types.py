@@ -142,7 +142,8 @@ class Completion:
         mean_logprob: mean natural-log probability of the answer's tokens.
         token_logprobs: natural-log probability of each token of the answer.
         scores: further evidence by name, each in [0, 1] and higher for a better answer: ``margin`` and ``certainty``
-            from the alternatives of each token, ``self_consistency``, ``p_true``, ``verifier``, ``valid``, or your own.
+            from the alternatives of each token, ``self_consistency``, ``p_true``, ``verifier``, or your own. An answer
+            whose ``valid`` is 0, such as one that does not parse, is never returned below the frontier.
         model: the exact model that answered, as its server names it; another one voids the certificate.
         prompt: fingerprint of the fixed part of the prompt; another one voids the certificate.
         asked: the words that the tier was asked with, where a chain around it made others of the query's.
@@ -173,6 +174,11 @@ class Completion:
     judges_usd: float = 0.0
     latency_ms: float | None = None
     payload: Any = field(default=None, repr=False, compare=False)
+
+    @property
+    def valid(self) -> bool:
+        """Whether it may be returned at all."""
+        return self.scores.get("valid", 1.0) > 0
 
     @property
     def words(self) -> str:

@@ -39,7 +39,7 @@ class TaskTable:
         weights: (n,) one over the probability with which the row was selected for labelling.
         quality: (n, K) in [0, 1]; NaN is unknown.
         cost: (n, K) USD of one call.
-        answered: (n, K - 1) whether the tier gave an answer.
+        answered: (n, K - 1) whether the tier gave an answer that may be returned.
         tried: (n, K - 1) whether it was called at all: a rule that would have is charged the worst case.
         evidence: (tier, kind) -> (n,) in [0, 1]; NaN where the answer came without.
         agreement: (tier, dearer tier) -> (n,) in [0, 1]; NaN where one of the answers is missing.
@@ -126,6 +126,8 @@ def task_tables(
     like: Mapping[str, TaskTable] | None = None,
     comparators: Mapping[str, Comparator] | None = None,
     policy: Policy | None = None,
+    *,
+    passed_over: bool = True,
 ) -> dict[str, TaskTable]:
     """One table a task, in order of the task's name; rows in order of their query's id.
 
@@ -134,6 +136,7 @@ def task_tables(
             split must not depend on the other.
         comparators: the user's own, by name.
         policy: what it looks at is in the tables in any case, unknown where no answer came with it.
+        passed_over: whether calls that failed will fail again; else they are as calls never made.
 
     Raises:
         DataError: an outcome names an unknown tier, the frontier's outcome is missing, a comparator is unknown.
@@ -145,7 +148,7 @@ def task_tables(
     tables = {}
     for task, of_task in groupby(in_order, key=_task_of):
         compare, members = comparator(portfolio.task(task).agreement, comparators), list(of_task)
-        table = _table(members, portfolio, compare, (like or {}).get(task))
+        table = _table(members, portfolio, compare, (like or {}).get(task), passed_over=passed_over)
         tables[task] = table if policy is None else _as_seen_by(policy, table, members)
     return tables
 
@@ -266,7 +269,9 @@ def _task_of(row: OutcomeRow) -> str:
     return row.query.task or ""
 
 
-def _table(rows: list[OutcomeRow], portfolio: Portfolio, compare: Comparator, like: TaskTable | None) -> TaskTable:
+def _table(
+    rows: list[OutcomeRow], portfolio: Portfolio, compare: Comparator, like: TaskTable | None, *, passed_over: bool
+) -> TaskTable:
     task = _task_of(rows[0])
     if like is None:
         names, cost = _by_mean_cost(task, rows, portfolio)
@@ -293,7 +298,13 @@ def _table(rows: list[OutcomeRow], portfolio: Portfolio, compare: Comparator, li
         answered=np.array(
             [[answers[name][i] is not None for name in below] for i in range(len(rows))], dtype=np.bool_
         ).reshape(shape),
-        tried=np.array([[name in row.outcomes for name in below] for row in rows], dtype=np.bool_).reshape(shape),
+        tried=np.array(
+            [
+                [(o := row.outcomes.get(n)) is not None and (passed_over or o.error is None) for n in below]
+                for row in rows
+            ],
+            dtype=np.bool_,
+        ).reshape(shape),
         evidence={(name, kind): _evidence(answers[name], kind) for name, kind in found},
         agreement={pair: values for pair, values in agreement.items() if like is not None or np.isfinite(values).any()},
         supported=np.ones(len(rows), dtype=np.bool_),
@@ -328,7 +339,9 @@ def _quality(row: OutcomeRow, tier: str) -> float:
 
 def _answer(row: OutcomeRow, tier: str) -> Completion | None:
     outcome = row.outcomes.get(tier)
-    return None if outcome is None or outcome.error is not None else outcome.completion
+    if outcome is None or outcome.error is not None or not outcome.completion.valid:
+        return None
+    return outcome.completion
 
 
 def _evidence(answers: Sequence[Completion | None], kind: str) -> NDArray[np.float64]:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import aclosing, closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from langchain_core.caches import BaseCache
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
-from langchain_core.callbacks.manager import ahandle_event, handle_event
-from langchain_core.language_models import BaseChatModel, LangSmithParams, LanguageModelInput
+from langchain_core.language_models import BaseChatModel, LangSmithParams, LanguageModelInput, ModelProfile
 from langchain_core.messages import AIMessage, BaseMessage
-from langchain_core.outputs import ChatGeneration, ChatResult
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
@@ -32,24 +31,28 @@ from routenlp_plugins import (
     WrappingTier,
 )
 
+from .chunks import Chunks
 from .messages import answer_message, query_of
-from .options import beyond_text, settings
+from .options import beyond_text, intersection, settings
+from .place import Place, PlacedChatModel
+from .structured import Structured, parsed
 from .tiers import LangChainTier, ModelCall
 
-__all__ = ["DECISION", "RouterChatModel"]
+__all__ = ["RouterChatModel"]
 
 _SAMPLING = ("temperature", "max_tokens")
 _OF_THE_TIERS = {"timeout", "max_retries", "api_key", "streaming"}
 Quality = Callable[[Query, Completion], float | None]
-_TOOL_OPTIONS = "routenlp_tool_options"
+_STRUCTURED, _TOOL_OPTIONS = "routenlp_structured", "routenlp_tool_options"
 """Comes with tools that were bound to the router and are in no provider's form yet: what else they were bound with."""
 
 
-class RouterChatModel(BaseChatModel):
+class RouterChatModel(PlacedChatModel):
     """Answers each query with the cheapest tier its release accepts.
 
     The whole cascade is one run: handlers see one start and one end, and usage is the sum of all attempts. The
-    decision is in ``response_metadata["routenlp"]``.
+    decision is in ``response_metadata["routenlp"]``. Streams come word by word where nothing can reject the answer any
+    more, and else in one piece: see `routenlp_plugins.Dispatcher.stream`.
 
     Args:
         tiers: name -> chat model (or a binding of one), a `ScoredTier` or the like around one, or any core tier
@@ -165,8 +168,17 @@ class RouterChatModel(BaseChatModel):
 
     @property
     def _frontier_model(self) -> BaseChatModel | None:
-        tier = self._dispatcher.tiers[self.release.portfolio.frontier]
-        return tier.model if isinstance(tier, LangChainTier) else None
+        return self._models[self.release.portfolio.frontier]
+
+    @property
+    def _models(self) -> dict[str, BaseChatModel | None]:
+        """Tier -> its chat model; None for one that is a plain callable."""
+        return {n: t.model if isinstance(t, LangChainTier) else None for n, t in self._dispatcher.tiers.items()}
+
+    def _resolve_model_profile(self) -> ModelProfile | None:
+        """What all tiers can do; nothing is known of a plain callable."""
+        profiles = [dict(model.profile or {}) if model else {} for model in self._models.values()]
+        return cast("ModelProfile", intersection(profiles)) or None
 
     @property
     def _llm_type(self) -> str:
@@ -203,11 +215,33 @@ class RouterChatModel(BaseChatModel):
         tool_choice: str | dict[str, Any] | bool | None = None,
         **kwargs: Any,
     ) -> Runnable[LanguageModelInput, AIMessage]:
-        """Bind tools. Calls with tools are answered by the frontier: no certificate covers them yet."""
+        """Bind tools, which each tier binds in its own way.
+
+        Tiers below the frontier answer where the task says that its calls require ``tools``.
+        """
         choice = {} if tool_choice is None else {"tool_choice": tool_choice}
         neutral = [convert_to_openai_tool(tool, strict=kwargs.get("strict")) for tool in tools]
         tracing = {name: kwargs.pop(name) for name in list(kwargs) if name.startswith("ls_")}
         return self.bind(tools=neutral, **{_TOOL_OPTIONS: kwargs}, **choice, **tracing)
+
+    def with_structured_output(
+        self, schema: dict[str, Any] | type, *, include_raw: bool = False, **kwargs: Any
+    ) -> Runnable[LanguageModelInput, Any]:
+        """The answer as an instance of a schema, for which each tier asks in its own way.
+
+        Tiers below the frontier answer where the task says that its calls require ``structured output``, and an answer
+        of theirs that does not parse is not returned.
+
+        Args:
+            include_raw, kwargs: as the tiers' own method takes them, such as ``method`` and ``strict``.
+
+        Raises:
+            PortfolioError: the frontier is no LangChain model.
+        """
+        structured = Structured.of(self._models, self.release.portfolio.frontier, schema, kwargs)
+        told = {"kwargs": kwargs, "schema": schema}
+        bound = self.bind(**{_STRUCTURED: structured}, ls_structured_output_format=told)
+        return parsed(bound, structured, include_raw=include_raw)
 
     def _generate(
         self,
@@ -216,11 +250,11 @@ class RouterChatModel(BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        query, dispatcher = self._prepare(messages, stop, run_manager, kwargs)
+        place = Place.of(run_manager)
+        query, dispatcher = self._prepare(messages, stop, place, kwargs)
         with _errors_of_the_frontier(dispatcher):
             answer = self._answering(dispatcher).run(query)
-        if run_manager is not None:
-            handle_event(*_announcement(run_manager, answer), **_place(run_manager))
+        place.announce(answer.trace)
         return _result(answer)
 
     async def _agenerate(
@@ -230,12 +264,49 @@ class RouterChatModel(BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        query, dispatcher = self._prepare(messages, stop, run_manager, kwargs)
+        place = Place.of(run_manager)
+        query, dispatcher = self._prepare(messages, stop, place, kwargs)
         with _errors_of_the_frontier(dispatcher):
             answer = await self._answering(dispatcher).arun(query)
-        if run_manager is not None:
-            await ahandle_event(*_announcement(run_manager, answer), **_place(run_manager))
+        await place.aannounce(answer.trace)
         return _result(answer)
+
+    def _stream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> Iterator[ChatGenerationChunk]:
+        place = Place.of(run_manager) if run_manager else self._place
+        query, dispatcher = self._prepare(messages, stop, place, kwargs)
+        chunks = Chunks()
+        with _errors_of_the_frontier(dispatcher), closing(self._answering(dispatcher).stream(query)) as parts:
+            for part in parts:
+                if isinstance(part, Answer):
+                    place.announce(part.trace)
+                    yield chunks.last(part)
+                else:
+                    yield chunks.of(part)
+
+    async def _astream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> AsyncIterator[ChatGenerationChunk]:
+        place = Place.of(run_manager) if run_manager else self._place
+        query, dispatcher = self._prepare(messages, stop, place, kwargs)
+        chunks = Chunks()
+        with _errors_of_the_frontier(dispatcher):
+            async with aclosing(self._answering(dispatcher).astream(query)) as parts:
+                async for part in parts:
+                    if isinstance(part, Answer):
+                        await place.aannounce(part.trace)
+                        yield chunks.last(part)
+                    else:
+                        yield chunks.of(part)
 
     def _answering(self, dispatcher: Dispatcher) -> Dispatcher | Auditor:
         # what is pinned to a tier says nothing about the policy
@@ -249,21 +320,22 @@ class RouterChatModel(BaseChatModel):
         self,
         messages: list[BaseMessage],
         stop: list[str] | None,
-        run_manager: CallbackManagerForLLMRun | AsyncCallbackManagerForLLMRun | None,
+        place: Place,
         kwargs: dict[str, Any],
     ) -> tuple[Query, Dispatcher]:
         """The query of a call, and who answers it: ``model=NAME`` pins a tier, or is the frontier's to understand."""
         pinned: str | None = kwargs.get("model")
         options = {name: value for name in _SAMPLING if (value := getattr(self, name)) is not None}
         options |= {name: value for name, value in kwargs.items() if name != "model" or pinned not in self.tiers}
-        tool_options = options.pop(_TOOL_OPTIONS, None)
+        tool_options, structured = options.pop(_TOOL_OPTIONS, None), options.pop(_STRUCTURED, None)
         if not options.get("tools"):
             options = {name: value for name, value in options.items() if name not in ("tools", "tool_choice")}
             tool_options = None
-        requires = beyond_text(options)
-        task = (run_manager.metadata if run_manager else {}).get("routenlp_task", self.task)
-        call = ModelCall(messages, self.stop if stop is None else stop, options, tool_options)
-        query = query_of(messages, task, requires, settings({**options, "stop": call.stop}), call)
+        asked = {} if structured is None else {"response_format": structured.schema}
+        requires = beyond_text({**options, **asked})
+        task = place.metadata.get("routenlp_task", self.task)
+        call = ModelCall(messages, self.stop if stop is None else stop, options, tool_options, structured)
+        query = query_of(messages, task, requires, settings({**options, **asked, "stop": call.stop}), call)
         dispatcher = self._dispatcher
         if pinned is not None and pinned in self.tiers:
             dispatcher = dispatcher.pinned(pinned)
@@ -295,18 +367,6 @@ def _errors_of_the_frontier(dispatcher: Dispatcher) -> Iterator[None]:
             raise
         own.add_note(f"routenlp: {error}")
         raise own from own.__cause__
-
-
-DECISION = "routenlp_decision"
-"""Name of the custom event that tells handlers the whole trace of an answer, under ``trace``."""
-
-
-def _announcement(manager: CallbackManagerForLLMRun | AsyncCallbackManagerForLLMRun, answer: Answer) -> tuple[Any, ...]:
-    return manager.handlers, "on_custom_event", "ignore_custom_event", DECISION, {"trace": answer.trace}
-
-
-def _place(manager: CallbackManagerForLLMRun | AsyncCallbackManagerForLLMRun) -> dict[str, Any]:
-    return {"run_id": manager.run_id, "tags": manager.tags, "metadata": manager.metadata}
 
 
 def _result(answer: Answer) -> ChatResult:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from math import isnan
 from typing import Any
@@ -89,7 +90,7 @@ def completion_of(message: AIMessage) -> Completion:
     if usage and not all(0 <= usage[side] <= MOST_TOKENS for side in ("input_tokens", "output_tokens")):
         usage = None
     return Completion(
-        text=str(message.text),
+        text=_text(message),
         mean_logprob=sum(logprobs) / len(logprobs) if logprobs else None,
         token_logprobs=logprobs or None,
         scores=alternative_scores(_tokens(reported)) if logprobs else {},
@@ -99,6 +100,16 @@ def completion_of(message: AIMessage) -> Completion:
         cached_tokens=_cached(usage),
         payload=message,
     )
+
+
+def _text(message: AIMessage) -> str:
+    """What it says, and after it what it calls: answers that call different tools are different answers."""
+    said = str(message.text)
+    if not message.tool_calls:
+        return said
+    calls = [{"name": call["name"], "args": call["args"]} for call in message.tool_calls]
+    told = json.dumps(calls, sort_keys=True, ensure_ascii=False, default=str)
+    return f"{said}\n{told}" if said else told
 
 
 def _cached(usage: UsageMetadata | None) -> int | None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["beyond_text", "settings"]
+__all__ = ["beyond_text", "intersection", "settings"]
 
 BEYOND_TEXT = {
     **dict.fromkeys(("tools", "functions", "web_search_options", "mcp_servers"), "tools"),
@@ -28,6 +28,7 @@ BEYOND_TEXT = {
     "model": "another model",
     "model_name": "another model",
 }
+_ANOTHER_MODEL = ("model", "model_name")
 HARMLESS = {
     *("user", "metadata", "timeout", "request_timeout", "max_retries", "store", "service_tier", "extra_headers"),
     *("stream", "streaming", "stream_usage", "stream_options", "prompt_cache_key", "safety_identifier"),
@@ -46,9 +47,23 @@ def settings(options: Mapping[str, Any]) -> str:
     changing = {
         name: _plain(value)
         for name, value in telling.items()
-        if name not in HARMLESS and name not in BEYOND_TEXT and name != "tool_choice" and not name.startswith("ls_")
+        if name not in HARMLESS and name not in _ANOTHER_MODEL and not name.startswith("ls_")
     }
     return json.dumps(changing, sort_keys=True) if changing else ""
+
+
+def intersection(profiles: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What holds of all: the smallest number, what every one can do, and nothing that one does not speak of."""
+    found: dict[str, Any] = {}
+    for name in set(profiles[0]).intersection(*profiles[1:]) if profiles else ():
+        values = [profile[name] for profile in profiles]
+        if all(isinstance(value, bool) for value in values):
+            found[name] = all(values)
+        elif all(isinstance(value, int) and not isinstance(value, bool) for value in values):
+            found[name] = min(values)
+        elif all(value == values[0] for value in values):
+            found[name] = values[0]
+    return found
 
 
 def _plain(value: Any) -> Any:

@@ -31,9 +31,9 @@ from routenlp_plugins import (
     received,
 )
 
-from .chat_model import DECISION
 from .messages import completion_of, query_of
 from .options import beyond_text, settings
+from .place import DECISION
 from .runs import Failure, Run, Runs, key
 from .tiers import LangChainTier, ModelCall
 

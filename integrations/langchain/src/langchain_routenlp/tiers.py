@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
+from langchain_core.outputs import ChatGenerationChunk
 from langchain_core.runnables import Runnable, RunnableBinding
 
-from routenlp_plugins import Call, Completion, PortfolioError, SelfConsistentTier, WrappingTier
+from routenlp_plugins import Call, Completion, Delta, PortfolioError, SelfConsistentTier, WrappingTier
 
+from .chunks import delta_of, whole
 from .messages import completion_of
+from .structured import Structured
 
 __all__ = ["LangChainTier", "ModelCall"]
 
@@ -23,12 +27,14 @@ class ModelCall:
     Attributes:
         tool_options: what tools among the options were bound to the router with, so that each tier binds them in its
             own form; None where they are in the frontier's form already.
+        structured: how each tier asks for structured output, and reads it.
     """
 
     messages: list[BaseMessage]
     stop: list[str] | None
     options: dict[str, Any]
     tool_options: dict[str, Any] | None = None
+    structured: Structured | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,28 +87,65 @@ class LangChainTier:
         """The model's answer to the messages in the payload."""
         # the inner half of invoke: cache, rate limiter and metadata of the tier, but no run
         asked = _asked(call)
-        result = self.model._generate_with_cache(asked.messages, run_manager=None, **self._arguments(asked))
-        return self._completion(result.generations[0].message)
+        result = self.model._generate_with_cache(asked.messages, run_manager=None, **self._arguments(call, asked))
+        return self._completion(result.generations[0].message, call)
 
     async def acall(self, call: Call) -> Completion:
         """As calling it, without blocking the event loop."""
         asked = _asked(call)
-        result = await self.model._agenerate_with_cache(asked.messages, run_manager=None, **self._arguments(asked))
-        return self._completion(result.generations[0].message)
+        arguments = self._arguments(call, asked)
+        result = await self.model._agenerate_with_cache(asked.messages, run_manager=None, **arguments)
+        return self._completion(result.generations[0].message, call)
 
-    def _completion(self, message: BaseMessage) -> Completion:
+    def stream(self, call: Call) -> Iterator[Delta | Completion]:
+        """The answer as the model streams it, and at last the whole of it; only the latter if it does not stream."""
+        asked, chunks = _asked(call), list[ChatGenerationChunk]()
+        # what is to be parsed is of no use before it is whole
+        if asked.structured or not self.model._should_stream(async_api=False, stream=True):
+            yield self(call)
+            return
+        if self.model.rate_limiter:
+            self.model.rate_limiter.acquire(blocking=True)
+        for chunk in self.model._stream(asked.messages, **self._arguments(call, asked)):
+            chunks.append(chunk)
+            if (delta := delta_of(chunk)) is not None:
+                yield delta
+        if chunks:
+            yield self._completion(whole(chunks), call)
+
+    async def astream(self, call: Call) -> AsyncIterator[Delta | Completion]:
+        """As `stream`, without blocking the event loop."""
+        asked, chunks = _asked(call), list[ChatGenerationChunk]()
+        if asked.structured or not self.model._should_stream(async_api=True, stream=True):
+            yield await self.acall(call)
+            return
+        if self.model.rate_limiter:
+            await self.model.rate_limiter.aacquire(blocking=True)
+        async for chunk in self.model._astream(asked.messages, **self._arguments(call, asked)):
+            chunks.append(chunk)
+            if (delta := delta_of(chunk)) is not None:
+                yield delta
+        if chunks:
+            yield self._completion(whole(chunks), call)
+
+    def _completion(self, message: BaseMessage, call: Call) -> Completion:
         if not isinstance(message, AIMessage):
             raise TypeError(f"expected an AIMessage, got {type(message).__name__}")
         completion = completion_of(message)
+        structured = _asked(call).structured
+        if structured is not None:
+            valid = structured.form(call.tier).valid(message)
+            completion = replace(completion, scores={**completion.scores, "valid": float(valid)})
         if completion.model is not None:
             return completion
         # what the answer does not say the model may: another one there is another tier
         return replace(completion, model=self.model._get_ls_params().get("ls_model_name"))
 
-    def _arguments(self, asked: ModelCall) -> dict[str, Any]:
+    def _arguments(self, call: Call, asked: ModelCall) -> dict[str, Any]:
         """What is bound to the tier, then what the call asks for."""
         stop = {} if asked.stop is None else {"stop": asked.stop}
-        arguments = {"stop": None, **self.options, **asked.options, **stop}
+        form = {} if asked.structured is None else asked.structured.form(call.tier).options
+        arguments = {"stop": None, **self.options, **form, **asked.options, **stop}
         if asked.tool_options is None:
             return arguments
         choice = {"tool_choice": arguments.pop("tool_choice")} if "tool_choice" in arguments else {}
