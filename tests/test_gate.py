@@ -7,7 +7,7 @@ import pytest
 
 from routenlp_plugins import DataError, GateOptions
 from routenlp_plugins.distill.clusters import ELSEWHERE
-from routenlp_plugins.distill.gate import Fresh, Verdict, judge
+from routenlp_plugins.distill.gate import Fresh, Verdict, _too_few, judge
 
 NAMES = tuple(f"cluster {i}" for i in range(5))
 TAUGHT = (0, 1)
@@ -87,6 +87,30 @@ def test_where_all_was_taught_nothing_untaught_has_to_be_shown():
     clusters = np.zeros(2000, dtype=np.intp)
     verdict = judge(Fresh(seen.tasks, clusters, everything, seen.answers, seen.old, seen.new), TAUGHT, NAMES)
     assert "untaught" not in {check.about for check in verdict.checks}
+
+
+def test_a_few_untaught_queries_are_judged_by_what_they_cost_all_traffic():
+    seen = fresh(1000, gain=0.3)
+    places = np.arange(1000)
+    few = places < 60
+    clusters = np.where(few, 4, 0)
+    everything = np.ones(1000, dtype=bool)
+
+    def verdict(lost: int) -> Verdict:
+        new = np.where(few, np.where(places < lost, 0.0, seen.old), np.maximum(seen.old, places % 2))
+        old = np.where(few & (places < lost), 1.0, seen.old)
+        return judge(Fresh(seen.tasks, clusters, everything, seen.answers, old, new), TAUGHT, NAMES)
+
+    (kept,) = [check for check in verdict(0).checks if check.about == "untaught"]
+    assert kept.passed and kept.n == 60
+    (lost,) = [check for check in verdict(60).checks if check.about == "untaught"]
+    assert not lost.passed
+
+
+def test_whether_few_are_too_few_does_not_depend_on_their_answers():
+    # nor does a p-value just miss what it aims at: results that are all alike show it from some number on for good
+    shown = [n for n in range(1, 400) if not _too_few(n, GateOptions())]
+    assert shown and shown == list(range(shown[0], 400))
 
 
 def test_bad_arguments_are_told():

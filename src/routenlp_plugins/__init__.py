@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from .distill.student import Course as Course
     from .distill.student import Student as Student
     from .distill.student import load_student as load_student
+    from .distill.student import student_kind as student_kind
     from .distill.training import LoRATraining as LoRATraining
     from .errors import BudgetExceededError as BudgetExceededError
     from .errors import DataError as DataError
@@ -135,7 +136,7 @@ _MODULES = {
     "distill.registry": ("ReleaseRegistry",),
     "distill.results": ("Round",),
     "distill.selection": ("Budget",),
-    "distill.student": ("Course", "Student", "load_student"),
+    "distill.student": ("Course", "Student", "load_student", "student_kind"),
     "errors": (
         "BudgetExceededError",
         "DataError",

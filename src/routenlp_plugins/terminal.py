@@ -42,7 +42,8 @@ def show_round(console: Console, done: Round) -> None:
     for why in done.refusals:
         console.print(f"refused: {why}", highlight=False, markup=False)
     if done.broken is not None:
-        console.print(f"what served before did not keep its promise any more: {done.broken}", highlight=False)
+        about = "what served before did not keep its promise any more, so that another version serves at any cost"
+        console.print(f"{about}: {done.broken}", highlight=False, markup=False)
     if done.before is not None and done.after is not None:
         ratios = f"{_number(done.before['cost_ratio'])} before, {_number(done.after['cost_ratio'])} after"
         console.print(f"cost against always-frontier, on fresh queries: {ratios}", highlight=False)
@@ -61,11 +62,17 @@ def show_versions(console: Console, facts: Mapping[str, Any]) -> None:
     console.print(table)
     table = Table("round", "queries", "cost before", "after", "USD spent", "outcome")
     for one in facts["rounds"]:
-        outcome = f"version {one['promoted']}" if one["promoted"] else f"refused: {'; '.join(one['refusals'])}"
+        outcome = f"version {one['promoted']}" if one["promoted"] else "refused"
         numbers = _number(one["before"]), _number(one["after"]), f"{one['cost_usd']:.4f}"
         table.add_row(str(one["number"]), str(one["queries"]), *numbers, escape(outcome))
     if table.row_count:
         console.print(table)
+    for one in facts["rounds"]:
+        reasons = [*one["refusals"], *([f"at any cost: {one['broken']}"] if one["broken"] else [])]
+        for why in reasons:
+            console.print(f"round {one['number']}: {why}", highlight=False, markup=False)
+    if facts["serving"] is None:
+        console.print("no version serves; routenlp promote VERSION lets one")
     for number in facts["unfinished"]:
         console.print(
             f"round {number} was begun and is not finished; routenlp distill goes on with it", highlight=False

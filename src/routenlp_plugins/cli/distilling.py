@@ -24,15 +24,22 @@ FOLDER = Path("distillation")
 @app.command(cls=Command)
 def distill(
     store: StoreUrl,
-    student: Annotated[
-        list[str], typer.Option(help="TIER=PATH: the folder of a student, or the file of a text classifier.")
-    ],
     frontier: Annotated[str, typer.Option(help="Name of the frontier's model at an OpenAI-compatible endpoint.")],
     base_url: Annotated[str | None, typer.Option(help="Of that endpoint; else OPENAI_BASE_URL.")] = None,
     tier: Annotated[list[str] | None, typer.Option(help="TIER=MODEL: another tier, at the same endpoint.")] = None,
     release: Annotated[Path | None, typer.Option(help="Folder of the first release; once, at the beginning.")] = None,
+    student: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="TIER=PATH: the folder of a student (what its save writes), or the file of a text classifier; once, "
+            "at the beginning."
+        ),
+    ] = None,
     folder: Folder = FOLDER,
-    rounds: Annotated[int, typer.Option(help="At most, as long as the cost ratio changes and there is traffic.")] = 1,
+    rounds: Annotated[
+        int, typer.Option(min=1, help="At most, as long as the cost ratio changes and there is traffic.")
+    ] = 1,
+    abandon: Annotated[bool, typer.Option("--abandon", help="First give up a round that was begun.")] = False,
     lessons: Annotated[int, typer.Option(help="That a student is taught in a round, at most.")] = 400,
     usd: Annotated[float | None, typer.Option(help="For answers of the frontier that were not paid already.")] = None,
     retention: Annotated[
@@ -64,25 +71,19 @@ def distill(
         options = LoopOptions(
             promise=promise, budget=Budget(lessons, usd), usd_per_hour=usd_per_hour, seed=seed, workers=4
         )
-        tiers: dict[str, TierCallable] = {name: _student(path) for name, path in _pairs("--student", student)}
+        tiers: dict[str, TierCallable] = {name: _student(path) for name, path in _pairs("--student", student or [])}
         tiers |= {name: OpenAICompatibleTier(model, base_url=base_url) for name, model in _pairs("--tier", tier or [])}
         with TraceStore(store, create=False) as opened:
             name = _frontier(folder, release)
             tiers[name] = OpenAICompatibleTier(frontier, base_url=base_url)
             loop = DistillationLoop(folder, opened, tiers, release, options)
+            if abandon:
+                loop.abandon()
             done = []
-            for number in range(rounds):
-                try:
-                    done.append(loop.round())
-                except DataError as error:
-                    # only the first round must find traffic
-                    if not number or "no traffic" not in str(error):
-                        raise
-                    break
+            for one in loop.run(rounds):
+                done.append(one)
                 if as_json is None:
-                    show_round(Console(), done[-1])
-                if loop.settled(done[-1]):
-                    break
+                    show_round(Console(), one)
             if html is not None:
                 write_report(loop, html)
     if as_json is not None:
@@ -139,10 +140,12 @@ def _registry(folder: Path) -> ReleaseRegistry:
 def _rounds(folder: Path) -> list[dict[str, object]]:
     from ..distill.files import read_json
 
-    told = [read_json(file) for file in sorted((folder / "rounds").glob("[0-9]*/round.json"))]
     names = ("number", "queries", "promoted", "refusals", "cost_usd", "break_even")
+    files = sorted((folder / "rounds").glob("[0-9]*/round.json"))
+    told = [read_json(file, *names, "before", "after") for file in files]
     return [
         {name: one[name] for name in names}
+        | {"broken": one.get("broken")}
         | {when: one[when] and one[when]["cost_ratio"] for when in ("before", "after")}
         for one in told
     ]

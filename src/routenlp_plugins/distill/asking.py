@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..collecting import collect
@@ -32,20 +32,29 @@ class Asked:
     Attributes:
         outcomes: id of a query -> what it answered; without quality.
         bought: of them, those that were asked for now, and not known from the traffic.
+        no_answer: id of a query -> why what came back is no answer; those are not among the outcomes.
     """
 
     outcomes: Mapping[str, Outcome]
     bought: frozenset[str]
+    no_answer: Mapping[str, str] = field(default_factory=dict)
+
+    def words(self, name: str) -> str:
+        """The answer to a query that is known to have one."""
+        return self.outcomes[name].completion.text
+
+    def without(self, objection: Callable[[str], str | None]) -> Asked:
+        """Without what is no answer, by a failure or by this objection to its words."""
+        why = {
+            name: "failed" if o.error is not None else objection(o.completion.text) for name, o in self.outcomes.items()
+        }
+        left = {name: outcome for name, outcome in self.outcomes.items() if why[name] is None}
+        return replace(self, outcomes=left, no_answer={name: reason for name, reason in why.items() if reason})
 
     def text(self, name: str) -> str | None:
         """The answer to a query; None if there is none."""
         outcome = self.outcomes.get(name)
         return None if outcome is None or outcome.error is not None else outcome.completion.text
-
-    @property
-    def usd(self) -> float:
-        """What was paid for those that were bought, as far as that is known."""
-        return sum(self.outcomes[name].completion.cost_usd or 0.0 for name in self.bought)
 
 
 @dataclass(frozen=True, slots=True)

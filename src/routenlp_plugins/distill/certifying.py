@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -40,17 +40,23 @@ def certify(work: Work, new: Mapping[str, Student]) -> tuple[dict[str, Any], lis
     """
     file = work.folder / "certified.json"
     if not file.exists():
-        certification = _answered(work, new, "certification", "certify")
-        write_json(file, _compared(work, *certification, *_answered(work, new, "gate", "gate")))
+        labels = {part: work.labels(part) for part in ("certification", "gate")}
+        silent = [why for part, of in labels.items() if (why := work.silence(part, of)) is not None]
+        if silent:
+            found: dict[str, Any] = {"ended": {}, "refusals": silent}
+        else:
+            certification = _answered(work, new, "certification", "certify", labels["certification"])
+            found = _compared(work, *certification, *_answered(work, new, "gate", "gate", labels["gate"]))
+        found["ended"]["unanswered"] = dict(Counter(why for of in labels.values() for why in of.no_answer.values()))
+        write_json(file, found)
     facts = read_json(file)
     return facts["ended"], facts["refusals"]
 
 
 def _answered(
-    work: Work, new: Mapping[str, Student], part: str, about: str
+    work: Work, new: Mapping[str, Student], part: str, about: str, frontier: Asked
 ) -> tuple[list[OutcomeRow], list[OutcomeRow]]:
     """A part, labelled, with the answers of the tiers as they are, and as they would be."""
-    frontier = work.of_frontier(work.parts[part], part, again=work.options.ask_again)
     old, now = {}, {}
     for name, tier in work.tiers.items():
         if name != work.frontier:

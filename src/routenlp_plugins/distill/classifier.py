@@ -65,13 +65,13 @@ class ClassifierStudent:
         student.save(folder)
         return student
 
-    def save(self, folder: Path) -> Path:
+    def save(self, folder: str | Path) -> Path:
         """Write a folder; an existing student is never touched.
 
         Raises:
             ReleaseError: there is a student already.
         """
-        new_student_folder(folder)
+        folder = new_student_folder(folder)
         # what an interruption left
         (folder / MODEL).unlink(missing_ok=True)
         self.tier.save(folder / MODEL)
@@ -80,13 +80,13 @@ class ClassifierStudent:
         return folder
 
     @classmethod
-    def load(cls, folder: Path) -> ClassifierStudent:
+    def load(cls, folder: str | Path) -> ClassifierStudent:
         """Read what `save` wrote.
 
         Raises:
             ReleaseError: the folder holds another student, or none.
         """
-        facts = read_facts(folder)
+        folder, facts = Path(folder), read_facts(folder)
         tier = TextClassifierTier.load(folder / MODEL)
         if facts.get("model") != tier.model:
             raise ReleaseError(f"{folder / MODEL}: is {tier.model!r}, the student was {facts.get('model')!r}")

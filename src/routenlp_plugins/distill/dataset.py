@@ -36,7 +36,7 @@ class Filters:
         confidence: of the teacher, by its own confidence or ``exp(mean_logprob)``, below which it is not taught; it
             passes where neither is known.
         tau: quality below which audits say that the teacher was wrong.
-        refusals: whether answers that begin like a refusal are left out.
+        refusals: whether answers that begin like a refusal are left out; they are no labels either.
     """
 
     validators: Mapping[str, Verifier] = field(default_factory=dict)
@@ -51,12 +51,16 @@ class Filters:
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
                 raise DataError(f"filters: {name} must be in [0, 1], got {value!r}")
 
+    def no_answer(self, text: str) -> str | None:
+        """Why a text is no answer at all; None if it is one."""
+        if not text.strip():
+            return "empty"
+        return "refusal" if self.refusals and REFUSAL.match(text) else None
+
     def objection(self, query: Query, answer: Completion, audit: float | None) -> str | None:
         """Why an answer is not taught; None if it is."""
-        if not answer.text.strip():
-            return "empty"
-        if self.refusals and REFUSAL.match(answer.text):
-            return "refusal"
+        if (why := self.no_answer(answer.text)) is not None:
+            return why
         if audit is not None and audit < self.tau:
             return "audits disagree"
         sure = answer.confidence

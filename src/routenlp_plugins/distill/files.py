@@ -29,8 +29,11 @@ def write_json(path: Path, facts: Mapping[str, Any]) -> Path:
     return write_whole(path, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, *needed: str) -> dict[str, Any]:
     """Read a JSON object.
+
+    Args:
+        needed: keys that it must have.
 
     Raises:
         ReleaseError: the file is missing, or holds something else.
@@ -43,6 +46,9 @@ def read_json(path: Path) -> dict[str, Any]:
         raise ReleaseError(f"{path}: cannot be read as JSON ({error})") from None
     if not isinstance(facts, dict):
         raise ReleaseError(f"{path}: expected a JSON object, got {type(facts).__name__}")
+    missing = [name for name in needed if name not in facts]
+    if missing:
+        raise ReleaseError(f"{path}: truncated or edited ({', '.join(missing)} is missing)")
     return facts
 
 

@@ -30,6 +30,8 @@ FEWEST_ALIKE = 5
 """Fresh queries with the same answer, from which harm to them is looked for."""
 SHOWN = 8
 """Groups that a refusal names."""
+AIM = 0.96
+"""Of the level, what bets aim at."""
 NEEDED = 0.8
 """Power with which a harm would have been found that is told."""
 
@@ -147,7 +149,9 @@ def judge(
     """Test a student against the one it was taught from.
 
     Taught is what the old student passed on in clusters of which lessons were chosen; untaught all else, above all what
-    it answered itself. Where nothing is untaught, nothing has to be shown of it.
+    it answered itself. Where nothing is untaught, nothing has to be shown of it. Where so few queries are untaught that
+    nothing could be shown of them, even if none of them changed, what is tested is what they cost all traffic: their
+    loss of quality, per fresh query of any kind, must be less than the margin.
 
     Args:
         taught: clusters of which lessons were chosen.
@@ -159,9 +163,14 @@ def judge(
     gain = fresh.new - fresh.old
     checks, refusals = [], []
     parts = [(task, of_task == task) for task in sorted({*fresh.tasks, *tasks})]
-    for about, places in [*parts, *([("untaught", ~in_taught)] if (~in_taught).any() else [])]:
+    untaught = ~in_taught
+    parts += [("untaught", untaught)] if untaught.any() else []
+    for about, places in parts:
         # H0: it is worse by the margin or more
-        p = _p_value(-gain[places] - options.margin, 1 - options.margin, options.level)
+        loss = -gain[places]
+        if about == "untaught" and _too_few(len(loss), options):
+            loss = np.where(untaught, -gain, 0.0)
+        p = _p_value(loss - options.margin, 1 - options.margin, options.level)
         check = _check(fresh, about, "non-inferior", places, p, p <= options.level)
         checks.append(check)
         if not check.passed:
@@ -248,11 +257,17 @@ def _not_shown(check: Check, gain: NDArray[np.float64], options: GateOptions) ->
     )
 
 
+def _too_few(n: int, options: GateOptions) -> bool:
+    """Whether n queries of which none changes would not show it: known before any answer is looked at."""
+    return _p_value(np.full(n, -options.margin), 1 - options.margin, options.level) > options.level
+
+
 def _p_value(excess: NDArray[np.float64], largest: float, level: float) -> float:
     """Of "the mean excess is at least 0"; 1 without data."""
     if not len(excess):
         return 1.0
-    return float(betting_p_value(excess[:, None], np.array([largest]), level, _second_moment(excess))[0])
+    # bets come as near to what they aim at as rounding lets them: aimed at the level itself they might just miss it
+    return float(betting_p_value(excess[:, None], np.array([largest]), AIM * level, _second_moment(excess))[0])
 
 
 def _second_moment(excess: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -97,7 +97,8 @@ def harvest(store: TraceStore, portfolio: Portfolio, since: float | None = None,
         unknown = sorted(set(one.row.outcomes) - set(portfolio.names))
         if unknown:
             raise DataError(
-                f"trace {one.trace_id}: {unknown[0]!r} is no tier of the portfolio; tiers: {', '.join(portfolio.names)}"
+                f"trace {one.trace_id}: {unknown[0]!r} is no tier of the portfolio; tiers: "
+                f"{', '.join(portfolio.names)}; look at later traffic only: LoopOptions(since=...)"
             )
     return Harvest(tuple(served), unreadable, beyond_text, unanswered)
 

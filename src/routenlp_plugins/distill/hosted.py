@@ -96,13 +96,13 @@ class HostedStudent:
         made.save(folder)
         return made
 
-    def save(self, folder: Path) -> Path:
+    def save(self, folder: str | Path) -> Path:
         """Write lessons and names; the model stays at its endpoint.
 
         Raises:
             ReleaseError: there is a student already.
         """
-        new_student_folder(folder)
+        folder = new_student_folder(folder)
         write_lessons(folder / LESSONS, self.lessons)
         where = self.endpoint
         write_facts(
@@ -122,13 +122,13 @@ class HostedStudent:
         return folder
 
     @classmethod
-    def load(cls, folder: Path) -> HostedStudent:
+    def load(cls, folder: str | Path) -> HostedStudent:
         """Read what `save` wrote.
 
         Raises:
             ReleaseError: the folder holds another student, or none.
         """
-        facts = read_facts(folder)
+        folder, facts = Path(folder), read_facts(folder)
         try:
             endpoint = Endpoint(**facts["endpoint"])
             return cls(facts["name"], facts["base"], endpoint, read_lessons(folder / LESSONS), facts["training_usd"])

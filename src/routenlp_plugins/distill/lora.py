@@ -80,13 +80,13 @@ class LoRAStudent:
         shutil.rmtree(job)
         return self.load(folder)
 
-    def save(self, folder: Path) -> Path:
+    def save(self, folder: str | Path) -> Path:
         """Write adapter, lessons and settings; the base stays where it is, and is known again by its weights.
 
         Raises:
             ReleaseError: there is a student already.
         """
-        new_student_folder(folder)
+        folder = new_student_folder(folder)
         shutil.rmtree(folder / ADAPTER, ignore_errors=True)
         if self.adapter is not None:
             shutil.copytree(self.adapter, folder / ADAPTER)
@@ -104,7 +104,7 @@ class LoRAStudent:
         return folder
 
     @classmethod
-    def load(cls, folder: Path, base: str | Path | None = None) -> LoRAStudent:
+    def load(cls, folder: str | Path, base: str | Path | None = None) -> LoRAStudent:
         """Read what `save` wrote.
 
         Args:
@@ -113,7 +113,7 @@ class LoRAStudent:
         Raises:
             ReleaseError: the folder holds another student, or none, or the base is not there or another one.
         """
-        facts = read_facts(folder)
+        folder, facts = Path(folder), read_facts(folder)
         where = Path(facts["base"] if base is None else base)
         try:
             found = weights_digest(where)

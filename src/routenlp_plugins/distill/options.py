@@ -35,6 +35,16 @@ class Promise:
     retention: float | None = None
     delta: float = 0.1
 
+    def __post_init__(self) -> None:
+        if (self.alpha is None) == (self.retention is None):
+            raise DataError("promise: give alpha or retention, one of them: what releases have to keep")
+        for name in ("alpha", "retention", "delta"):
+            value = getattr(self, name)
+            if value is not None and (
+                isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1
+            ):
+                raise DataError(f"promise: {name} must be strictly between 0 and 1, got {value!r}")
+
     @classmethod
     def of(cls, release: Release, fit: FitOptions) -> Promise:
         """That of a certified release, if these options fit such ones.
@@ -68,6 +78,8 @@ class LoopOptions:
             chance, at most.
         ask_again: whether the frontier is asked for these labels even where it answered when serving: costs more, and
             does not trust what was recorded.
+        unanswered: share of these queries to which the frontier may give no answer, by failing, with nothing, or with a
+            refusal: they are left out, and with more of them the round is refused.
         budget: of lessons.
         selection: one of `routenlp_plugins.distill.selection.SELECTIONS`.
         rehearsal: lessons that a student without memory hears again, for each new one.
@@ -75,6 +87,8 @@ class LoopOptions:
         encoder: of clusters and of selection; None takes that of the release's router, else the default one.
         quality: (query, answer, the frontier's answer) -> quality in [0, 1]; None compares them as the task does.
         fit: how releases are fitted.
+        portfolio: with today's prices, where they are no longer those of the release that serves.
+        since: of the first round's traffic, seconds since 1970; None is ever.
         usd_per_hour: of the machine that trains.
         least_change: of the cost ratio, below which no further round is run.
         workers: queries that are asked at the same time.
@@ -88,6 +102,7 @@ class LoopOptions:
     judged: int = 1000
     certified: int = 3000
     ask_again: bool = False
+    unanswered: float = 0.05
     budget: Budget = field(default_factory=Budget)
     selection: str = "coverage"
     rehearsal: float = 1.0
@@ -97,6 +112,8 @@ class LoopOptions:
     encoder: Encoder | None = None
     quality: Quality | None = None
     fit: FitOptions = field(default_factory=FitOptions)
+    portfolio: Portfolio | None = None
+    since: float | None = None
     usd_per_hour: float = 0.0
     least_change: float = 0.005
     workers: int = 1
@@ -104,14 +121,22 @@ class LoopOptions:
     progress: bool = True
 
     def __post_init__(self) -> None:
+        kinds = {"shares": Shares, "budget": Budget, "clustering": Clustering, "filters": Filters, "gate": GateOptions}
+        kinds |= {"fit": FitOptions, "promise": Promise, "portfolio": Portfolio}
+        for name, kind in kinds.items():
+            value = getattr(self, name)
+            if not isinstance(value, kind) and (value is not None or name not in ("promise", "portfolio")):
+                raise DataError(f"{name} must be a {kind.__name__}, got {value!r}")
         if self.selection not in SELECTIONS:
             raise DataError(f"selection must be one of {', '.join(SELECTIONS)}, got {self.selection!r}")
         for name in ("judged", "certified", "workers"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise DataError(f"{name} must be 1, 2, ..., got {value!r}")
-        for name in ("rehearsal", "usd_per_hour", "least_change"):
+        for name in ("rehearsal", "usd_per_hour", "least_change", "unanswered", "since"):
             value = getattr(self, name)
+            if name == "since" and value is None:
+                continue
             if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
                 raise DataError(f"{name} must be at least 0, got {value!r}")
         if self.together is not None and (not isinstance(self.together, int) or self.together < 1):
@@ -158,11 +183,11 @@ class LoopOptions:
         return agreement
 
     @property
-    def digest(self) -> str:
-        """Of all that decides: functions by their code, other things by their types."""
+    def digests(self) -> dict[str, str]:
+        """Of each option that decides: functions by their code, other things by their types."""
         left_out = ("workers", "progress")
         facts = {one.name: _plain(getattr(self, one.name)) for one in fields(self) if one.name not in left_out}
-        return sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+        return {name: sha256(json.dumps(of, sort_keys=True).encode()).hexdigest()[:16] for name, of in facts.items()}
 
 
 def _pooled(certificate: Certificate) -> bool:

@@ -21,10 +21,11 @@ from typing import Any
 from filelock import FileLock
 
 from ..errors import ReleaseError
+from ..portfolio import Portfolio
 from ..release import Release
 from ..routing.encoders import Encoder
 from .files import file_name, name_of, read_json, write_json
-from .student import Student, load_student
+from .student import Student, known_kind, load_student
 
 __all__ = ["ReleaseRegistry", "Version", "loaded"]
 
@@ -45,9 +46,9 @@ class Version:
     created: str
     note: str
 
-    def release(self, *encoders: Encoder) -> Release:
+    def release(self, *encoders: Encoder, portfolio: Portfolio | None = None) -> Release:
         """Its release, with that of these encoders that its router was trained with; see `Release.load`."""
-        return loaded(self.folder / "release", *encoders)
+        return loaded(self.folder / "release", *encoders, portfolio=portfolio)
 
     def students(self) -> dict[str, Student]:
         """Tier -> its student."""
@@ -93,15 +94,16 @@ class ReleaseRegistry:
         if not folder.is_dir():
             there = ", ".join(str(number) for number in self._numbers()) or "none"
             raise ReleaseError(f"{self.folder}: there is no version {number}; versions: {there}")
-        facts = read_json(folder / "version.json")
+        facts = read_json(folder / "version.json", "format_version", "sha256", "created", "note")
         if facts.get("format_version") != FORMAT_VERSION:
             raise ReleaseError(
                 f"{folder / 'version.json'}: format_version: expected {FORMAT_VERSION}, got "
                 f"{facts.get('format_version')!r}; if it is newer, upgrade routenlp-plugins"
             )
         found = _digests(folder)
-        if found != facts["sha256"]:
-            wrong = sorted(name for name in {*found, *facts["sha256"]} if found.get(name) != facts["sha256"].get(name))
+        # what lies there beside it is read by nobody
+        wrong = sorted(name for name, digest in facts["sha256"].items() if found.get(name) != digest)
+        if wrong:
             raise ReleaseError(
                 f"{folder / wrong[0]}: missing, truncated or edited (its SHA-256 is not that of version.json)"
             )
@@ -130,7 +132,7 @@ class ReleaseRegistry:
             scratch = Path(mkdtemp(dir=root, prefix=".new-"))
             release.save(scratch / "release")
             for tier, student in students.items():
-                student.save(scratch / "students" / file_name(tier))
+                known_kind(student.save(scratch / "students" / file_name(tier)))
             facts = {
                 "format_version": FORMAT_VERSION,
                 "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -178,7 +180,10 @@ class ReleaseRegistry:
         with self._locked():
             before = self._read()
             if len(before.history) < 2:
-                raise ReleaseError(f"{self.folder}: nothing served before version {before.history or 'none'}")
+                now = (
+                    f"nothing served before version {before.history[0]}" if before.history else "no version serves yet"
+                )
+                raise ReleaseError(f"{self.folder}: {now}; there is nothing to return to")
             version = self.version(before.history[-2])
             self._change(before, before.history[:-1], "rolled back to", version.number)
         return version
@@ -196,7 +201,7 @@ class ReleaseRegistry:
         file = self.folder / "serving.json"
         if not file.exists():
             return _Serving()
-        facts = read_json(file)
+        facts = read_json(file, "format_version", "history", "changes")
         if facts.get("format_version") != FORMAT_VERSION:
             raise ReleaseError(
                 f"{file}: format_version: expected {FORMAT_VERSION}, got {facts.get('format_version')!r}"
@@ -208,12 +213,12 @@ class ReleaseRegistry:
         return FileLock(self.folder / ".lock")
 
 
-def loaded(folder: Path, *encoders: Encoder) -> Release:
+def loaded(folder: Path, *encoders: Encoder, portfolio: Portfolio | None = None) -> Release:
     """A release, with that of these encoders that its router was trained with."""
-    release = Release.load(folder)
+    release = Release.load(folder, portfolio)
     name = None if release.router is None else release.router.encoder.name
     encoder = next((one for one in encoders if one.name == name), None)
-    return release if encoder is None else Release.load(folder, encoder=encoder)
+    return release if encoder is None else Release.load(folder, portfolio, encoder)
 
 
 def _digests(folder: Path) -> dict[str, str]:

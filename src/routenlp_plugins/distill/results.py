@@ -112,12 +112,13 @@ class Round:
         queries: of the traffic that were looked at.
         left_out: why others were not -> how many.
         promoted: version that serves since; None if none was promoted.
-        refusals: why; () if one was.
+        refusals: why none was, or why a student stayed as it was.
         before, after: what the release that served, and the one that was certified, would have cost and kept on fresh
             queries on which no policy was decided; see `routenlp_plugins.Replay`. Most of them judged the student, who
             looks a little better on them for it. None where nothing was certified.
         broken: why what served before is taken not to keep the promise any more, whatever it costs; None if it is not.
         certified: claim of the new certificate.
+        unanswered: why the frontier has no label of queries that were to judge and to certify -> how many of them.
     """
 
     number: int
@@ -134,6 +135,7 @@ class Round:
     after: Mapping[str, Any] | None = None
     broken: str | None = None
     certified: str | None = None
+    unanswered: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def change(self) -> float | None:

@@ -14,7 +14,17 @@ from .files import new_folder, read_json, write_json
 from .lessons import Lesson
 from .parts import words_of
 
-__all__ = ["Course", "Student", "is_student", "load_student", "new_student_folder", "read_facts", "write_facts"]
+__all__ = [
+    "Course",
+    "Student",
+    "is_student",
+    "known_kind",
+    "load_student",
+    "new_student_folder",
+    "read_facts",
+    "student_kind",
+    "write_facts",
+]
 
 KINDS = {
     "classifier": "classifier:ClassifierStudent",
@@ -22,6 +32,8 @@ KINDS = {
     "lora": "lora:LoRAStudent",
 }
 """Kind of a student, as its folder names it -> where it is."""
+_OWN: dict[str, Callable[[Path], Any]] = {}
+"""Kinds that users have made known."""
 FACTS = "student.json"
 
 
@@ -86,12 +98,41 @@ def load_student(folder: str | Path) -> Student:
         ReleaseError: it is none, or of a kind that this version does not know.
     """
     where = Path(folder)
-    kind = read_facts(where).get("kind")
-    if kind not in KINDS:
-        raise ReleaseError(f"{where / FACTS}: kind must be one of {', '.join(KINDS)}, got {kind!r}")
+    kind = known_kind(where)
+    if kind in _OWN:
+        own: Student = _OWN[kind](where)
+        return own
     module, _, name = KINDS[kind].partition(":")
     load: Callable[[Path], Student] = getattr(import_module(f".{module}", __package__), name).load
     return load(where)
+
+
+def student_kind(kind: str, load: Callable[[Path], Student]) -> None:
+    """Make a kind of student of your own known, in every process that reads it.
+
+    Its `save` writes what `load` reads, and last of all ``student.json`` with ``{"format_version": 1, "kind": kind}``.
+
+    Raises:
+        DataError: there is a kind of that name.
+    """
+    if kind in KINDS:
+        raise DataError(f"student kind {kind!r} is one of this package's; choose another name")
+    _OWN[kind] = load
+
+
+def known_kind(folder: Path) -> str:
+    """The kind of a student's folder.
+
+    Raises:
+        ReleaseError: the folder holds no student, or one that nobody can read.
+    """
+    kind = read_facts(folder).get("kind")
+    if kind not in (*KINDS, *_OWN):
+        raise ReleaseError(
+            f"{folder / FACTS}: kind must be one of {', '.join((*KINDS, *_OWN))}, got {kind!r}; make one of your own "
+            "known by student_kind(kind, load)"
+        )
+    return str(kind)
 
 
 def write_facts(folder: Path, kind: str, **facts: Any) -> None:
@@ -99,25 +140,26 @@ def write_facts(folder: Path, kind: str, **facts: Any) -> None:
     write_json(folder / FACTS, {"format_version": 1, "kind": kind, **facts})
 
 
-def read_facts(folder: Path) -> dict[str, Any]:
+def read_facts(folder: str | Path) -> dict[str, Any]:
     """Read it.
 
     Raises:
         ReleaseError: the file is missing or no such file, or newer.
     """
-    facts = read_json(folder / FACTS)
+    file = Path(folder) / FACTS
+    facts = read_json(file)
     if facts.get("format_version") != 1:
-        raise ReleaseError(f"{folder / FACTS}: format_version: expected 1, got {facts.get('format_version')!r}")
+        raise ReleaseError(f"{file}: format_version: expected 1, got {facts.get('format_version')!r}")
     return facts
 
 
-def new_student_folder(folder: Path) -> Path:
+def new_student_folder(folder: str | Path) -> Path:
     """Make a folder for a student; one that is there is never touched.
 
     Raises:
         ReleaseError: there is a student already.
     """
-    return new_folder(folder, FACTS)
+    return new_folder(Path(folder), FACTS)
 
 
 def is_student(folder: Path) -> bool:

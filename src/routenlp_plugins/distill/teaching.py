@@ -87,6 +87,8 @@ def _lessons(work: Work, tier: str) -> Taught:
     if file.exists():
         return Taught.from_dict(read_json(file))
     student, served = work.students[tier], work.those_for(tier, "teaching")
+    if not served:
+        return Taught(tier, skipped="nothing to teach: no query of its tasks in this traffic")
     own = work.asked(tier, student, served, "teaching")
     may, dropped = _teachable(work, tier, served)
     candidates, known = _candidates(work, tier, may, own), _known(work, student)
@@ -150,7 +152,7 @@ def _candidates(work: Work, tier: str, may: Sequence[Served], own: Asked) -> Can
 
     return Candidates(
         queries=[one.row.query for one in may],
-        vectors=np.asarray(work.encoder(texts), dtype=np.float32).reshape(len(may), -1),
+        vectors=np.asarray(work.encoder(texts) if texts else np.zeros((0, 1)), dtype=np.float32),
         answers=[None if answer is None else answer.text for answer in paid],
         right=np.array([right(*pair) for pair in zip(may, paid, strict=True)], dtype=np.float64),
         confidence=np.array([_confidence(own.outcomes[one.trace_id].completion) for one in may], dtype=np.float64),
@@ -204,7 +206,7 @@ def _clusters(work: Work, of: Candidates, taught: Sequence[int], known: Known) -
 def _judged(work: Work, tier: str, clusters: Sequence[ClusterFacts]) -> Verdict:
     """Both students on fresh queries, against the frontier's answers; one query of each unit."""
     new = _taught(work, tier)
-    reference = work.of_frontier(work.parts["gate"], "gate", again=work.options.ask_again)
+    reference = work.labels("gate")
     served = {one.trace_id: one for one in work.judging(tier, reference)}
     drawn = one_row_per_unit([replace(one.row, group=one.unit) for one in served.values()], work.seed, pooled=True)
     fresh = [served[row.query.id or ""] for row in drawn]
@@ -215,7 +217,7 @@ def _judged(work: Work, tier: str, clusters: Sequence[ClusterFacts]) -> Verdict:
         raise _NewStudentError(str(error)) from error
 
     def scores(of: Asked) -> NDArray[np.float64]:
-        pairs = [(one, of.text(one.trace_id), reference.text(one.trace_id) or "") for one in fresh]
+        pairs = [(one, of.text(one.trace_id), reference.words(one.trace_id)) for one in fresh]
         # a tier that fails is no help
         found = [0.0 if mine is None else work.quality(one.row.query, mine, said) for one, mine, said in pairs]
         return np.array([np.nan if quality is None else quality for quality in found], dtype=np.float64)
@@ -227,13 +229,15 @@ def _judged(work: Work, tier: str, clusters: Sequence[ClusterFacts]) -> Verdict:
     number = np.full(len(fresh), -1) if work.clusters is None else work.clusters.assign(texts, tasks)
     # bets need rows in a random order
     order = np.random.default_rng(work.seed).permutation(len(fresh))
-    said = [reference.text(fresh[i].trace_id) or "" for i in order]
+    said = [reference.words(fresh[i].trace_id) for i in order]
     passed_on = np.array([one.returned != tier for one in fresh], dtype=np.bool_)
     seen = Fresh([tasks[i] for i in order], number[order], passed_on[order], said, old[order], now[order])
     labels = () if work.clusters is None else work.clusters.labels
     taught = [cluster.number for cluster in clusters if cluster.lessons]
     served_here = {one.row.query.task or "" for one in work.those_for(tier, "teaching")}
-    return judge(seen, taught, labels, work.options.gate, served_here)
+    verdict = judge(seen, taught, labels, work.options.gate, served_here)
+    silence = work.silence("gate", reference)
+    return verdict if silence is None else replace(verdict, refusals=(silence, *verdict.refusals))
 
 
 def _confidence(answer: Completion) -> float:

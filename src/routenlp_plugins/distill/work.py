@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -54,7 +55,7 @@ class Work:
     @cached_property
     def release(self) -> Release:
         """That serves."""
-        return self.base.release(*self.options.encoders)
+        return self.base.release(*self.options.encoders, portfolio=self.options.portfolio)
 
     @property
     def portfolio(self) -> Portfolio:
@@ -143,7 +144,7 @@ class Work:
 
     def judging(self, tier: str, reference: Asked) -> list[Served]:
         """Queries of the gate part that a tier may serve and the frontier has answered."""
-        return [one for one in self.those_for(tier, "gate") if reference.text(one.trace_id) is not None]
+        return [one for one in self.those_for(tier, "gate") if one.trace_id in reference.outcomes]
 
     def asked(
         self, name: str, tier: TierCallable, served: Sequence[Served], about: str, *, again: bool = False
@@ -162,6 +163,22 @@ class Work:
                 batch = sha256(f"{self.id} {about} {name}".encode()).hexdigest()[:32]
                 self.store.record_calls(name, "distillation", (attempt,), batch)
         return answers
+
+    def labels(self, part: str) -> Asked:
+        """The frontier's answers to a part, without what is no answer."""
+        answers = self.of_frontier(self.parts[part], part, again=self.options.ask_again)
+        return answers.without(self.options.filters.no_answer)
+
+    def silence(self, part: str, labels: Asked) -> str | None:
+        """Why labels are no sample of the traffic: too many of its queries have none."""
+        silent, asked = len(labels.no_answer), len(self.parts[part])
+        if silent <= self.options.unanswered * asked:
+            return None
+        reasons = ", ".join(f"{n} {why}" for why, n in sorted(Counter(labels.no_answer.values()).items()))
+        return (
+            f"the frontier gave no answer to {silent} of {asked} fresh queries ({reasons}), more than "
+            f"{self.options.unanswered:.0%}: what is left is no sample of the traffic"
+        )
 
     def file(self, what: str, tier: str, ending: str = "json") -> Path:
         """Of a step that is about one tier."""
