@@ -25,6 +25,8 @@ __all__ = ["show_labels", "show_ledger", "show_release", "show_replay", "show_ro
 def show_round(console: Console, done: Round) -> None:
     """What was taught, what the gate says, what it cost and saves."""
     console.print(Text.assemble((f"Round {done.number}", "bold"), f": {done.queries} queries of the traffic"))
+    for reason, number in done.unanswered.items():
+        console.print(f"{number} fresh queries without an answer of the frontier: {reason}", highlight=False)
     for reason, number in done.left_out.items():
         console.print(f"{number} traces left out: {reason}", highlight=False)
     for one in done.students:

@@ -9,8 +9,9 @@ from typing import Any
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import BaseMessage
+from langchain_core.output_parsers import PydanticOutputParser
 from langchain_core.runnables import Runnable, RunnableBinding, RunnableLambda, RunnablePassthrough, RunnableSequence
-from langchain_core.utils.function_calling import convert_to_json_schema
+from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_function
 
 from routenlp_plugins import PortfolioError, TierError
 
@@ -94,11 +95,24 @@ def _form(model: BaseChatModel, schema: Any, options: Mapping[str, Any], *, need
     if isinstance(own, RunnableSequence) and isinstance(first, RunnableBinding) and first.bound is model:
         told = {name: value for name, value in first.kwargs.items() if not name.startswith("ls_")}
         parser = own.last if not own.middle else RunnableSequence(*own.middle, own.last)
+        if isinstance(told.get("response_format"), type):
+            # a client that is given a class reads the answer itself, and nobody hears what a wrong one cost
+            return Form(
+                {**told, "response_format": _plain_format(schema)}, PydanticOutputParser(pydantic_object=schema)
+            )
         return Form(told, parser)
     why = f"structured output of {type(model).__name__} is not a bound model followed by a parser"
     if needed:
         raise PortfolioError(f"{why}: give the router a chat model that builds it so")
     return Form({}, None, why)
+
+
+def _plain_format(schema: type) -> dict[str, Any]:
+    """What an OpenAI client makes of a class."""
+    function = convert_to_openai_function(schema, strict=True)
+    described = {"description": function["description"]} if function.get("description") else {}
+    named = {"name": function["name"], **described, "schema": function["parameters"], "strict": True}
+    return {"type": "json_schema", "json_schema": named}
 
 
 def parsed(model: Runnable[Any, Any], structured: Structured, *, include_raw: bool) -> Runnable[Any, Any]:

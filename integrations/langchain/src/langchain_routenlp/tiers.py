@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, replace
+from inspect import iscoroutinefunction
 from typing import Any
 
 from langchain_core.language_models import BaseChatModel
@@ -11,7 +12,7 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 from langchain_core.outputs import ChatGenerationChunk
 from langchain_core.runnables import Runnable, RunnableBinding
 
-from routenlp_plugins import Call, Completion, Delta, PortfolioError, SelfConsistentTier, WrappingTier
+from routenlp_plugins import Call, Completion, Delta, PortfolioError, SelfConsistentTier, TierError, WrappingTier
 
 from .chunks import delta_of, whole
 from .messages import completion_of
@@ -81,7 +82,7 @@ class LangChainTier:
                 f"tiers: {name} must be a chat model, a binding of one, or a callable Call -> Completion; "
                 f"got {type(model).__name__}"
             )
-        return tier
+        return _text_only(tier)
 
     def __call__(self, call: Call) -> Completion:
         """The model's answer to the messages in the payload."""
@@ -151,6 +152,48 @@ class LangChainTier:
         choice = {"tool_choice": arguments.pop("tool_choice")} if "tool_choice" in arguments else {}
         bound = self.model.bind_tools(arguments.pop("tools"), **choice, **asked.tool_options)
         return {**getattr(bound, "kwargs", {}), **arguments}
+
+
+def _text_only(tier: Any) -> Any:
+    """A plain callable, for which there is no other form: it is asked for text, and for nothing else."""
+    if iscoroutinefunction(tier) or iscoroutinefunction(tier.__call__):
+
+        async def answer(call: Call) -> Completion:
+            _refuse(call)
+            completion: Completion = await tier(call)
+            return completion
+
+        return answer
+    return _TextOnly(tier)
+
+
+@dataclass(frozen=True, slots=True)
+class _TextOnly:
+    """With the other forms that the callable has."""
+
+    tier: Any
+
+    def __call__(self, call: Call) -> Completion:
+        _refuse(call)
+        completion: Completion = self.tier(call)
+        return completion
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in ("acall", "stream", "astream"):
+            raise AttributeError(name)
+        form = getattr(self.tier, name)
+
+        def refusing(call: Call) -> Any:
+            _refuse(call)
+            return form(call)
+
+        return refusing
+
+
+def _refuse(call: Call) -> None:
+    if call.query.requires:
+        needed = ", ".join(sorted(call.query.requires))
+        raise TierError(f"a plain callable is asked for text only, and the call needs {needed}", call.tier)
 
 
 def _asked(call: Call) -> ModelCall:
