@@ -24,6 +24,7 @@ from routenlp_plugins.cascade.ladders import climb
 from routenlp_plugins.evaluate.outcomes import Outcome, OutcomeRow
 from routenlp_plugins.evaluate.table import task_tables
 from routenlp_plugins.evaluate.units import Split, one_row_per_unit, split
+from routenlp_plugins.flow import plan
 from routenlp_plugins.policy import Rung
 from routenlp_plugins.replaying import replayed
 from routenlp_plugins.testing import ScriptedTier
@@ -45,6 +46,18 @@ def test_a_fitted_release_is_cheaper_and_within_alpha_on_fresh_queries():
     assert result.violation_rate_by_task == {"t": result.violation_rate}
     assert sum(result.tier_share.values()) == pytest.approx(1)
     assert result.certificate["status"] == "certified"
+
+
+def test_what_a_task_requires_is_in_its_policy_and_survives(tmp_path):
+    tiers = tuple(replace(tier, supports=("tools",)) for tier in portfolio().tiers)
+    used = replace(portfolio(Task("t", requires=("tools",))), tiers=tiers)
+    made = fit(rows(2000), used, alpha=0.1)
+    assert made.policy.requires == {"t": ("tools",)}
+    again = Release.load(made.save(tmp_path / "r"))
+    assert again.policy == made.policy and again.certificate.policy == made.certificate.policy
+    query = Query("a question", "t", requires=frozenset({"tools"}))
+    assert "does not cover" not in plan(again.policy, query)[2]
+    assert "does not cover calls that need tools" in plan(fit(rows(2000), portfolio(), alpha=0.1).policy, query)[2]
 
 
 def test_fitting_twice_gives_the_same_release():

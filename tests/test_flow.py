@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from helpers import FRONTIER, MIDDLE, SMALL, gated, policy
 from hypothesis import given
@@ -45,6 +47,26 @@ def test_a_cheap_tier_that_fails_is_passed_over():
     answer = drive(route(LADDER, Query("x", "t")), failing)
     assert answer.tier == MIDDLE
     assert answer.trace.attempts[0].error == "down"
+
+
+def test_an_answer_that_is_not_valid_is_paid_for_and_passed_over():
+    def call(step: Call) -> Completion:
+        return Completion("x", 0.9, scores={"valid": 0.0 if step.tier == SMALL else 1.0}, cost_usd=1.0)
+
+    for ladder in (LADDER, policy(Rung(SMALL), Rung(MIDDLE))):
+        answer = drive(route(ladder, Query("x", "t")), call)
+        assert (answer.tier, answer.trace.cost_usd) == (MIDDLE, 2.0)
+    answer = drive(route(policy(Rung(SMALL)), Query("x", "t")), call)
+    assert answer.trace.reason == "frontier: no cheaper answer was accepted; not valid: small"
+
+
+def test_what_the_task_says_its_calls_have_is_covered():
+    covered = replace(LADDER, requires={"t": ("tools",)})
+    for requires, tier in (((), SMALL), (("tools",), SMALL), (("tools", "image"), FRONTIER)):
+        query = Query("x", "t", requires=frozenset(requires))
+        answer = drive(route(covered, query), answer_with(small=0.9, middle=0.9, frontier=None))
+        assert answer.tier == tier
+    assert answer.trace.reason == "frontier: the certificate does not cover calls that need image"
 
 
 def test_a_frontier_that_fails_raises_with_all_attempts():

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from helpers import portfolio
 
@@ -36,6 +38,17 @@ def test_capabilities_are_configuration_and_profiles_void_no_certificate():
     assert other.fingerprint == Portfolio((Tier("local", 1, 1), Tier("big", 2, 2))).fingerprint
     with pytest.raises(PortfolioError, match="tier 'local': profile names humour, which is no capability"):
         Portfolio((local, big))
+
+
+def test_what_a_task_requires_only_tiers_that_support_it_serve():
+    tiers = (Tier("a", 1, 1, supports=("tools",)), Tier("b", 2, 2), Tier("c", 3, 3))
+    used = Portfolio(tiers, "c", (Task("agent", requires=("tools",)), Task("chat")))
+    assert (used.below_frontier("agent"), used.below_frontier("chat")) == (("a",), ("a", "b"))
+    assert used.requires == {"agent": ("tools",)} and Portfolio.from_dict(used.as_dict()) == used
+    plain = replace(used, tasks=(Task("agent"), Task("chat")))
+    assert plain.identity != used.identity and "requires" not in str(plain.identity)
+    with pytest.raises(PortfolioError, match="task 'agent': requires must be a list of names, got 'tools'"):
+        Task("agent", requires="tools")
 
 
 def test_costs_are_per_token_or_per_machine_hour():

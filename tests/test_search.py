@@ -64,7 +64,7 @@ def ladders(draw):
 
 
 def mixed_rows(n: int, seed: int) -> list[OutcomeRow]:
-    """Rows in which answers agree or not, evidence is missing here and there, and tiers fail."""
+    """Rows in which answers agree or not, evidence is missing here and there, some are not valid, and tiers fail."""
     rng = np.random.default_rng(seed)
 
     def outcome(quality: float | None, cost: float) -> Outcome:
@@ -73,7 +73,8 @@ def mixed_rows(n: int, seed: int) -> list[OutcomeRow]:
         logprobs = tuple(-rng.random(3)) if rng.random() < 0.9 else None
         confidence = float(rng.random()) if rng.random() < 0.9 else None
         text = str(rng.choice(["a", "b", ""]))
-        return Outcome(quality, Completion(text, confidence, None, logprobs, cost_usd=cost))
+        scores = {"valid": float(rng.random() < 0.8)} if rng.random() < 0.5 else {}
+        return Outcome(quality, Completion(text, confidence, None, logprobs, scores, cost_usd=cost))
 
     return [
         OutcomeRow(

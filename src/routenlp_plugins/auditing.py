@@ -227,8 +227,9 @@ class Auditor:
         return query if query.id is not None else replace(query, id=uuid4().hex)
 
     def _speaks_of(self, query: Query, task: str | None) -> bool:
-        # calls that need more than text are not what the certificate speaks of
-        return not query.requires and bool(self.watch.proof_of(task))
+        # calls that need more than their task has are not what the certificate speaks of
+        covered = self.certified.release.policy.requires.get(task or "", ())
+        return query.requires <= set(covered) and bool(self.watch.proof_of(task))
 
     def _audit_later(self, query: Query, trace: Trace | None) -> None:
         if trace is None or not self.drawn(query):

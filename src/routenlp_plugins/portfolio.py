@@ -205,6 +205,11 @@ class Portfolio:
                     return tier
         return None
 
+    @property
+    def requires(self) -> dict[str, tuple[str, ...]]:
+        """Task -> what its calls may ask for beyond text, of those that may ask for something."""
+        return {task.name: task.requires for task in self.tasks if task.requires}
+
     def below_frontier(self, task: str) -> tuple[str, ...]:
         """Names of the tiers other than the frontier that may serve a task: as declared, and by what they support."""
         allowed, required = self.task(task).tiers, set(self.task(task).requires)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -196,11 +197,12 @@ def would_have(
         loaded = valid_release(release)
         with TraceStore(store, create=False) as opened:
             since = since_days(days)
-            rows = list(opened.outcomes(since=since, beside="shadow"))
+            shadowed = partial(opened.outcomes, since=since, beside="shadow", requires=loaded.portfolio.requires)
+            rows = list(shadowed())
             if not rows:
                 raise DataError(f"{store}: no query ran in the shadow; attach a Shadow to what serves")
             try:
-                drawn = list(opened.outcomes(since=since, beside="shadow", labelled=True))
+                drawn = list(shadowed(labelled=True))
                 reason = "none of them was audited on every tier"
             except DataError as error:
                 drawn, reason = [], str(error)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from numbers import Real
@@ -54,16 +54,18 @@ def outcomes_of(
     groups: Groups,
     agree: Comparator,
     chance: Callable[[Recorded, bool], float | None],
+    requires: Mapping[str, Collection[str]],
 ) -> Iterator[OutcomeRow]:
-    """A row for each trace with calls that a release may be fitted on: of text alone.
+    """A row for each trace with calls that a release may be fitted on: of text, and of what their task has beyond it.
 
     Args:
+        requires: task -> what its calls may ask for beyond text.
         agree: whether two answers say the same.
         chance: of a trace, and whether it was audited, the probability with which its unit was drawn.
     """
     for recorded, signals in traces:
         trace = recorded.trace
-        if not trace.attempts or trace.query.requires:
+        if not trace.attempts or not trace.query.requires <= set(requires.get(trace.task or "", ())):
             continue
         found = list(opinions(recorded, signals, agree))
         group = groups.group(recorded.unit, trace.query.id)

@@ -243,11 +243,12 @@ class TraceStore:
         unaudited: bool = False,
         without: Collection[str] = (),
         agree: Comparator = same_text,
+        requires: Mapping[str, Collection[str]] | None = None,
     ) -> Iterator[OutcomeRow]:
         """What was recorded in [since, until) in the outcome format, the calls beside the answer included.
 
-        Left out are calls that needed more than text: no release is fitted for them. What several traces belong to, by
-        their unit or by the id of their query, is a group.
+        Left out are calls that needed more than text, and more than `requires`: no release is fitted for them. What
+        several traces belong to, by their unit or by the id of their query, is a group.
 
         Args:
             beside: only traces that have calls of this purpose, such as ``shadow``: where they were drawn at random,
@@ -260,6 +261,7 @@ class TraceStore:
                 remaining probabilities.
             without: of `labelled` rows these units are left out, such as those that a label was learned from.
             agree: whether an answer says the same as the one that was returned, for labels that ask.
+            requires: task -> what its calls may ask for beyond text, as `Portfolio.requires` has it.
 
         Raises:
             DataError: the sample is none: nobody told the propensity of what was audited (see `draw` and `design`), or
@@ -281,7 +283,8 @@ class TraceStore:
             found = ((recorded, signals) for recorded, signals in found if recorded.beside.get(beside))
         if left_out:
             found = ((one, signals) for one, signals in found if _unit(one) not in left_out)
-        return outcomes_of(found, label, groups, agree, chance_of(labelled=labelled, unaudited=unaudited))
+        chance = chance_of(labelled=labelled, unaudited=unaudited)
+        return outcomes_of(found, label, groups, agree, chance, requires or {})
 
     def judged(
         self, since: float | None = None, until: float | None = None, *, agree: Comparator = same_text

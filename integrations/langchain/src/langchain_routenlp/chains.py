@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -117,29 +117,32 @@ class ChainTier:
     The text is the chain's output; log-probabilities and token counts are those of its model. A chain that fails
     after its model answered gives an empty answer: the router, which stands where the model stands, would have
     accepted it. A failing model is a `TierError`. So is a chain that calls its model more than once a query, or with
-    tools or a response format: what such an outcome says is not what the router would decide.
+    tools or a response format that its task does not have: what such an outcome says is not what the router would
+    decide.
 
     Attributes:
         chain: with a `RouterChatModel` of one tier in it.
         to_input: from the query to the chain's input.
+        requires: what the chain's calls may ask for beyond text, as their task says.
     """
 
     chain: Runnable[Any, Any]
     to_input: Callable[[Query], Any]
+    requires: tuple[str, ...] = ()
 
     def __call__(self, call: Call) -> Completion:
         """Run the chain on its tier."""
         decisions = _Asked()
         inputs, config = [self.to_input(call.query)], _config(decisions, call)
         (output,) = self.chain.batch(inputs, config, return_exceptions=True)
-        return _completion(decisions, call, output)
+        return _completion(decisions, call, output, self.requires)
 
     async def acall(self, call: Call) -> Completion:
         """As calling it, without blocking the event loop."""
         decisions = _Asked()
         inputs, config = [self.to_input(call.query)], _config(decisions, call)
         (output,) = await self.chain.abatch(inputs, config, return_exceptions=True)
-        return _completion(decisions, call, output)
+        return _completion(decisions, call, output, self.requires)
 
 
 def chain_tiers(
@@ -148,6 +151,7 @@ def chain_tiers(
     *,
     model: BaseChatModel | str | None = None,
     to_input: Callable[[Query], Any] = lambda query: query.text,
+    requires: Sequence[str] = (),
 ) -> dict[str, ChainTier]:
     """The chain once for each tier, its model replaced by that tier.
 
@@ -156,6 +160,7 @@ def chain_tiers(
         tiers: name -> chat model or core tier; None stands for the chain's own model.
         model: as for `RouterRunnable.from_chain`.
         to_input: from the query to the chain's input; the text by default.
+        requires: what the chain's calls ask for beyond text, as the task of the portfolio says.
     """
     found = _chosen(chain, model)
 
@@ -164,7 +169,7 @@ def chain_tiers(
         router = RouterChatModel(tiers={name: _silent(found) if tier is None else tier}, release=release)
         return rewrite(chain, lambda one: router if one is found else one)
 
-    return {name: ChainTier(pinned(name, tier), to_input) for name, tier in tiers.items()}
+    return {name: ChainTier(pinned(name, tier), to_input, tuple(requires)) for name, tier in tiers.items()}
 
 
 class Decisions(BaseCallbackHandler):
@@ -210,7 +215,7 @@ def _config(decisions: Decisions, call: Call) -> RunnableConfig:
     return {"callbacks": [decisions], "metadata": {"routenlp_task": call.query.task}}
 
 
-def _completion(decisions: _Asked, call: Call, output: Any) -> Completion:
+def _completion(decisions: _Asked, call: Call, output: Any, requires: Sequence[str]) -> Completion:
     if not decisions.messages:
         if isinstance(output, Exception):
             raise output
@@ -223,10 +228,11 @@ def _completion(decisions: _Asked, call: Call, output: Any) -> Completion:
         )
     message = decisions.messages[-1]
     decision = message.response_metadata["routenlp"]
-    if decision["requires"]:
+    beyond = [one for one in decision["requires"] if one not in requires]
+    if beyond:
         raise TierError(
-            f"the chain calls its model with {', '.join(decision['requires'])}, and such calls always go to the "
-            "frontier: there is nothing to collect",
+            f"the chain calls its model with {', '.join(beyond)}, and such calls always go to the frontier: there is "
+            "nothing to collect, unless its task has them, Task(requires=...), and chain_tiers(requires=...) is told",
             call.tier,
         )
     facts = decision["attempts"][-1]

@@ -304,8 +304,9 @@ class SignalCallbackHandler(BaseCallbackHandler):
             self._write(decided.id, run, decided, failures, "served")
             return
         self._write(str(run.id), run, Trace(replace(query, payload=None), query.task, whole, "collected"), failures)
-        # what needs more than text is not what a release is fitted for
-        if self.shadow is not None and not query.requires:
+        # what needs more than its task has is not what a release is fitted for
+        covered = () if self.portfolio is None else self.portfolio.task(query.task or "").requires
+        if self.shadow is not None and query.requires <= set(covered):
             self.shadow.offer(str(run.id), query, {attempt.tier for attempt in whole if attempt.error is None})
 
     def _write(self, name: str, run: Run, trace: Trace, failures: Sequence[Failure], origin: str = "collected") -> None:
