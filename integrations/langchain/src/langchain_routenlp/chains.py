@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -16,7 +15,6 @@ from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGeneration, LLMResult
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.base import RunnableBindingBase
-from pydantic import BaseModel
 
 from routenlp_plugins import (
     AuditOptions,
@@ -28,12 +26,15 @@ from routenlp_plugins import (
     Release,
     Tier,
     TierError,
+    Trace,
     TraceStore,
 )
 
 from .chat_model import Quality, RouterChatModel
 from .messages import completion_of, query_of
+from .place import DECISION
 from .rewrite import chat_models, describe, model_name, rewrite
+from .routed import RoutedChains, text_of
 
 __all__ = ["ChainTier", "Decisions", "RouterRunnable", "chain_tiers"]
 
@@ -87,6 +88,40 @@ class RouterRunnable(RunnableBindingBase[Any, Any]):
         )
         return cls(bound=rewrite(chain, lambda one: router if one is found else one))
 
+    @classmethod
+    def of_chains(
+        cls,
+        tiers: Mapping[str, Runnable[Any, Any]],
+        release: Release | str | Path,
+        *,
+        to_text: Callable[[Any], str] | None = None,
+        task: str | None = None,
+        comparators: Mapping[str, Any] | None = None,
+        listeners: Sequence[Callable[[Trace], object]] = (),
+    ) -> RouterRunnable:
+        """Route over whole chains, one for each tier: each gets the input, and the output that is accepted is returned.
+
+        Outcomes are collected by ``collect(..., tiers={name: WholeChain(chain)})``.
+
+        Args:
+            tiers: name -> chain; `WholeChain` says how it is called for a query alone.
+            release: a release, or the folder it was saved in.
+            to_text: from the input to the words of the query; a text or message is its own, all else is JSON.
+            task, comparators, listeners: see `RouterChatModel`.
+
+        Raises:
+            PortfolioError: a tier is missing, unknown or no chain, or the release does not know the task.
+        """
+        routed = RoutedChains(
+            tiers=tiers,
+            release=Release.given(release),
+            to_text=to_text or text_of,
+            task=task,
+            comparators=comparators,
+            listeners=tuple(listeners),
+        )
+        return cls(bound=routed)
+
     @contextmanager
     def audited(
         self,
@@ -97,6 +132,8 @@ class RouterRunnable(RunnableBindingBase[Any, Any]):
     ) -> Iterator[RouterRunnable]:
         """The same chain with its certificate watched; see `RouterChatModel.audited`."""
         routers = [model for model in chat_models(self.bound) if isinstance(model, RouterChatModel)]
+        if not routers:
+            raise PortfolioError("the tiers are whole chains: audit a Dispatcher over their WholeChain by an Auditor")
         if len(routers) > 1:
             raise PortfolioError("the chain has several routed models: audit each before it is built in")
         (router,) = routers
@@ -176,11 +213,18 @@ class Decisions(BaseCallbackHandler):
     """Keeps the messages of the routed model during a run: behind a parser their metadata would be lost.
 
     Attributes:
-        messages: with the decision in ``response_metadata["routenlp"]``, in order.
+        messages: with the decision in ``response_metadata["routenlp"]``, in order; those of whole chains have none.
+        traces: of all decisions, in order.
     """
 
     def __init__(self) -> None:
         self.messages: list[AIMessage] = []
+        self.traces: list[Trace] = []
+
+    def on_custom_event(self, name: str, data: Any, *, run_id: UUID, **_: Any) -> None:
+        """Keep the trace of a decision."""
+        if name == DECISION:
+            self.traces.append(data["trace"])
 
     def on_llm_end(self, response: LLMResult, *, run_id: UUID | None = None, **_: Any) -> None:
         """Keep the message if a router made it."""
@@ -238,7 +282,7 @@ def _completion(decisions: _Asked, call: Call, output: Any, requires: Sequence[s
     facts = decision["attempts"][-1]
     own = ("confidence", "mean_logprob", "scores", "model", "prompt", "cost_usd", "latency_ms")
     completion = completion_of(message)
-    text = "" if isinstance(output, Exception) else _text(output)
+    text = "" if isinstance(output, Exception) else text_of(output)
     return replace(
         completion,
         text=text,
@@ -270,13 +314,3 @@ def _chosen(chain: Runnable[Any, Any], model: BaseChatModel | str | None) -> Bas
 def _silent(model: BaseChatModel) -> BaseChatModel:
     """The chain's own model as a tier: its callbacks go over to the router."""
     return model.model_copy(update={"callbacks": None}) if model.callbacks else model
-
-
-def _text(output: Any) -> str:
-    if isinstance(output, BaseMessage):
-        return str(output.text)
-    if isinstance(output, str):
-        return output
-    if isinstance(output, BaseModel):
-        return output.model_dump_json()
-    return json.dumps(output, default=str, ensure_ascii=False)

@@ -26,9 +26,7 @@ from routenlp_plugins import (
     PortfolioError,
     Query,
     Release,
-    TierError,
     TraceStore,
-    WrappingTier,
 )
 
 from .chunks import Chunks
@@ -36,7 +34,7 @@ from .messages import answer_message, query_of
 from .options import beyond_text, intersection, settings
 from .place import Place, PlacedChatModel
 from .structured import Structured, parsed
-from .tiers import LangChainTier, ModelCall
+from .tiers import LangChainTier, ModelCall, errors_of_tiers
 
 __all__ = ["RouterChatModel"]
 
@@ -252,7 +250,7 @@ class RouterChatModel(PlacedChatModel):
     ) -> ChatResult:
         place = Place.of(run_manager)
         query, dispatcher = self._prepare(messages, stop, place, kwargs)
-        with _errors_of_the_frontier(dispatcher):
+        with errors_of_tiers(dispatcher):
             answer = self._answering(dispatcher).run(query)
         place.announce(answer.trace)
         return _result(answer)
@@ -266,7 +264,7 @@ class RouterChatModel(PlacedChatModel):
     ) -> ChatResult:
         place = Place.of(run_manager)
         query, dispatcher = self._prepare(messages, stop, place, kwargs)
-        with _errors_of_the_frontier(dispatcher):
+        with errors_of_tiers(dispatcher):
             answer = await self._answering(dispatcher).arun(query)
         await place.aannounce(answer.trace)
         return _result(answer)
@@ -281,7 +279,7 @@ class RouterChatModel(PlacedChatModel):
         place = Place.of(run_manager) if run_manager else self._place
         query, dispatcher = self._prepare(messages, stop, place, kwargs)
         chunks = Chunks()
-        with _errors_of_the_frontier(dispatcher), closing(self._answering(dispatcher).stream(query)) as parts:
+        with errors_of_tiers(dispatcher), closing(self._answering(dispatcher).stream(query)) as parts:
             for part in parts:
                 if isinstance(part, Answer):
                     place.announce(part.trace)
@@ -299,7 +297,7 @@ class RouterChatModel(PlacedChatModel):
         place = Place.of(run_manager) if run_manager else self._place
         query, dispatcher = self._prepare(messages, stop, place, kwargs)
         chunks = Chunks()
-        with _errors_of_the_frontier(dispatcher):
+        with errors_of_tiers(dispatcher):
             async with aclosing(self._answering(dispatcher).astream(query)) as parts:
                 async for part in parts:
                     if isinstance(part, Answer):
@@ -351,22 +349,6 @@ class RouterChatModel(PlacedChatModel):
                 "give a chat model for it"
             )
         return query, dispatcher
-
-
-@contextmanager
-def _errors_of_the_frontier(dispatcher: Dispatcher) -> Iterator[None]:
-    """A failing chat model raises what it raised without us, so that retries and fallbacks still know it."""
-    try:
-        yield
-    except TierError as error:
-        own = error.__cause__.__cause__ if error.__cause__ else None
-        tier = dispatcher.tiers[error.tier]
-        while isinstance(tier, WrappingTier):
-            tier = tier.tier
-        if own is None or not isinstance(tier, LangChainTier):
-            raise
-        own.add_note(f"routenlp: {error}")
-        raise own from own.__cause__
 
 
 def _result(answer: Answer) -> ChatResult:

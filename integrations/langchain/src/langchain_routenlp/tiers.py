@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from inspect import iscoroutinefunction
 from typing import Any
@@ -12,13 +13,22 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 from langchain_core.outputs import ChatGenerationChunk
 from langchain_core.runnables import Runnable, RunnableBinding
 
-from routenlp_plugins import Call, Completion, Delta, PortfolioError, SelfConsistentTier, TierError, WrappingTier
+from routenlp_plugins import (
+    Call,
+    Completion,
+    Delta,
+    Dispatcher,
+    PortfolioError,
+    SelfConsistentTier,
+    TierError,
+    WrappingTier,
+)
 
 from .chunks import delta_of, whole
 from .messages import completion_of
 from .structured import Structured
 
-__all__ = ["LangChainTier", "ModelCall"]
+__all__ = ["LangChainTier", "ModelCall", "errors_of_tiers"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +162,26 @@ class LangChainTier:
         choice = {"tool_choice": arguments.pop("tool_choice")} if "tool_choice" in arguments else {}
         bound = self.model.bind_tools(arguments.pop("tools"), **choice, **asked.tool_options)
         return {**getattr(bound, "kwargs", {}), **arguments}
+
+
+@contextmanager
+def errors_of_tiers(dispatcher: Dispatcher | None = None) -> Iterator[None]:
+    """A failing chat model raises what it raised without us, so that retries and fallbacks still know it.
+
+    Args:
+        dispatcher: of whose tiers only the chat models do so; None: all do.
+    """
+    try:
+        yield
+    except TierError as error:
+        own = error.__cause__.__cause__ if error.__cause__ else None
+        tier = None if dispatcher is None else dispatcher.tiers[error.tier]
+        while isinstance(tier, WrappingTier):
+            tier = tier.tier
+        if own is None or not (dispatcher is None or isinstance(tier, LangChainTier)):
+            raise
+        own.add_note(f"routenlp: {error}")
+        raise own from own.__cause__
 
 
 def _text_only(tier: Any) -> Any:
