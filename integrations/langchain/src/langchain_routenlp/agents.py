@@ -16,10 +16,9 @@ from langchain_core.utils.function_calling import convert_to_json_schema, conver
 from langgraph.constants import TAG_NOSTREAM
 from langgraph.errors import GraphBubbleUp
 
-from routenlp_plugins import Answer, Call, Completion, Dispatcher, PortfolioError, Query, Release, Trace
+from routenlp_plugins import Answer, Call, Completion, Dispatcher, PortfolioError, Query, Release, Trace, call_settings
 
 from .messages import completion_of, query_of
-from .options import settings
 from .tiers import errors_of_tiers
 
 __all__ = ["RouterMiddleware"]
@@ -90,7 +89,7 @@ class RouterMiddleware(AgentMiddleware[Any, Any, Any]):
             schema: Any = getattr(form, "schema", form)
             options["response_format"] = [type(form).__name__, convert_to_json_schema(schema)]
         task = (ensure_config().get("metadata") or {}).get("routenlp_task", self.task)
-        return query_of(messages, task, frozenset(requires), settings(options), _AgentCall(request, handler))
+        return query_of(messages, task, frozenset(requires), call_settings(options), _AgentCall(request, handler))
 
 
 @dataclass(frozen=True, slots=True)

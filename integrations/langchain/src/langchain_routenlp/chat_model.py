@@ -27,12 +27,14 @@ from routenlp_plugins import (
     Query,
     Release,
     TraceStore,
+    beyond_text,
+    call_settings,
 )
 
 from .chunks import Chunks
 from .messages import answer_message, query_of
-from .options import beyond_text, intersection, settings
 from .place import Place, PlacedChatModel
+from .profile import intersection
 from .structured import Structured, parsed
 from .tiers import LangChainTier, ModelCall, errors_of_tiers
 
@@ -333,7 +335,7 @@ class RouterChatModel(PlacedChatModel):
         requires = beyond_text({**options, **asked})
         task = place.metadata.get("routenlp_task", self.task)
         call = ModelCall(messages, self.stop if stop is None else stop, options, tool_options, structured)
-        query = query_of(messages, task, requires, settings({**options, **asked, "stop": call.stop}), call)
+        query = query_of(messages, task, requires, call_settings({**options, **asked, "stop": call.stop}), call)
         dispatcher = self._dispatcher
         if pinned is not None and pinned in self.tiers:
             dispatcher = dispatcher.pinned(pinned)

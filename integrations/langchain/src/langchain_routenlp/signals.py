@@ -28,11 +28,12 @@ from routenlp_plugins import (
     TierError,
     Trace,
     TraceStore,
+    beyond_text,
+    call_settings,
     received,
 )
 
 from .messages import completion_of, query_of
-from .options import beyond_text, settings
 from .place import DECISION
 from .runs import Failure, Run, Runs, key
 from .tiers import LangChainTier, ModelCall
@@ -194,7 +195,7 @@ class SignalCallbackHandler(BaseCallbackHandler):
         run = self._runs.begin(run_id, parent_run_id, _name(serialized, facts), metadata)
         told = options or {}
         call = ModelCall(list(messages[0]), told.get("stop"), {})
-        self._asked(run, query_of(messages[0], self._task(run), beyond_text(told), settings(told), call))
+        self._asked(run, query_of(messages[0], self._task(run), beyond_text(told), call_settings(told), call))
 
     def on_llm_start(
         self,

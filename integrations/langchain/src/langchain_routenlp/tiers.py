@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from inspect import iscoroutinefunction
 from typing import Any
 
 from langchain_core.language_models import BaseChatModel
@@ -22,6 +21,7 @@ from routenlp_plugins import (
     SelfConsistentTier,
     TierError,
     WrappingTier,
+    text_only,
 )
 
 from .chunks import delta_of, whole
@@ -92,7 +92,7 @@ class LangChainTier:
                 f"tiers: {name} must be a chat model, a binding of one, or a callable Call -> Completion; "
                 f"got {type(model).__name__}"
             )
-        return _text_only(tier)
+        return text_only(tier)
 
     def __call__(self, call: Call) -> Completion:
         """The model's answer to the messages in the payload."""
@@ -182,48 +182,6 @@ def errors_of_tiers(dispatcher: Dispatcher | None = None) -> Iterator[None]:
             raise
         own.add_note(f"routenlp: {error}")
         raise own from own.__cause__
-
-
-def _text_only(tier: Any) -> Any:
-    """A plain callable, for which there is no other form: it is asked for text, and for nothing else."""
-    if iscoroutinefunction(tier) or iscoroutinefunction(tier.__call__):
-
-        async def answer(call: Call) -> Completion:
-            _refuse(call)
-            completion: Completion = await tier(call)
-            return completion
-
-        return answer
-    return _TextOnly(tier)
-
-
-@dataclass(frozen=True, slots=True)
-class _TextOnly:
-    """With the other forms that the callable has."""
-
-    tier: Any
-
-    def __call__(self, call: Call) -> Completion:
-        _refuse(call)
-        completion: Completion = self.tier(call)
-        return completion
-
-    def __getattr__(self, name: str) -> Any:
-        if name not in ("acall", "stream", "astream"):
-            raise AttributeError(name)
-        form = getattr(self.tier, name)
-
-        def refusing(call: Call) -> Any:
-            _refuse(call)
-            return form(call)
-
-        return refusing
-
-
-def _refuse(call: Call) -> None:
-    if call.query.requires:
-        needed = ", ".join(sorted(call.query.requires))
-        raise TierError(f"a plain callable is asked for text only, and the call needs {needed}", call.tier)
 
 
 def _asked(call: Call) -> ModelCall:

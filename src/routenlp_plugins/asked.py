@@ -1,12 +1,12 @@
-"""Options of a call: what of them asks for more than text, and what of them changes answers."""
+"""Options of a call, as chat APIs name them: what of them asks for more than text, and what of them changes answers."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["beyond_text", "intersection", "settings"]
+__all__ = ["beyond_text", "call_settings"]
 
 BEYOND_TEXT = {
     **dict.fromkeys(("tools", "functions", "web_search_options", "mcp_servers"), "tools"),
@@ -41,7 +41,7 @@ def beyond_text(options: Mapping[str, Any]) -> frozenset[str]:
     return frozenset(BEYOND_TEXT[name] for name, value in options.items() if name in BEYOND_TEXT and value)
 
 
-def settings(options: Mapping[str, Any]) -> str:
+def call_settings(options: Mapping[str, Any]) -> str:
     """The options that change answers, in a fixed notation; none of them is empty."""
     telling = {name: value for name, value in options.items() if value not in (None, [], {})}
     changing = {
@@ -50,20 +50,6 @@ def settings(options: Mapping[str, Any]) -> str:
         if name not in HARMLESS and name not in _ANOTHER_MODEL and not name.startswith("ls_")
     }
     return json.dumps(changing, sort_keys=True) if changing else ""
-
-
-def intersection(profiles: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What holds of all: the smallest number, what every one can do, and nothing that one does not speak of."""
-    found: dict[str, Any] = {}
-    for name in set(profiles[0]).intersection(*profiles[1:]) if profiles else ():
-        values = [profile[name] for profile in profiles]
-        if all(isinstance(value, bool) for value in values):
-            found[name] = all(values)
-        elif all(isinstance(value, int) and not isinstance(value, bool) for value in values):
-            found[name] = min(values)
-        elif all(value == values[0] for value in values):
-            found[name] = values[0]
-    return found
 
 
 def _plain(value: Any) -> Any:

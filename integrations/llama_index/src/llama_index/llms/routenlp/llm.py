@@ -1,0 +1,247 @@
+"""`RouterLLM`: an LLM that is several."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import aclosing, closing
+from pathlib import Path
+from typing import Any
+
+from llama_index.core.base.llms.generic_utils import (
+    achat_to_completion_decorator,
+    astream_chat_to_completion_decorator,
+    chat_to_completion_decorator,
+    stream_chat_to_completion_decorator,
+)
+from llama_index.core.bridge.pydantic import Field, PrivateAttr
+from llama_index.core.instrumentation.events import BaseEvent
+from llama_index.core.llms import ChatMessage, ChatResponse, CompletionResponse, LLMMetadata, MessageRole
+from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
+from llama_index.core.llms.function_calling import FunctionCallingLLM
+from llama_index.core.llms.llm import LLM, ToolSelection
+from llama_index_instrumentation import get_dispatcher
+
+from routenlp_plugins import (
+    Answer,
+    Delta,
+    Dispatcher,
+    PortfolioError,
+    Query,
+    Release,
+    WrappingTier,
+    beyond_text,
+    call_settings,
+)
+
+from .messages import query_of, response_of
+from .tiers import LLMTier, ModelCall, ToolsAsked
+
+__all__ = ["RouteDecisionEvent", "RouterLLM"]
+
+instrumentation = get_dispatcher(__name__)
+_TOOLS, _TASK = "routenlp_tools", "routenlp_task"
+
+
+class RouteDecisionEvent(BaseEvent):
+    """Told after each routed answer.
+
+    Attributes:
+        decision: as `routenlp_plugins.Trace.as_dict` has it.
+    """
+
+    decision: dict[str, Any]
+
+    @classmethod
+    def class_name(cls) -> str:
+        """Name of the event."""
+        return "RouteDecisionEvent"
+
+
+class RouterLLM(FunctionCallingLLM):
+    """Answers each query with the cheapest tier its release accepts.
+
+    The decision is in ``additional_kwargs["routenlp"]`` of the response, and in a `RouteDecisionEvent`; token counts
+    there are those of all attempts. Streams come word by word where nothing can reject the answer any more, and else in
+    one piece: see `routenlp_plugins.Dispatcher.stream`.
+
+    Args:
+        tiers: name -> LLM, a `ScoredTier` or the like around one, or any core tier ``Call -> Completion``.
+        release: a release, or the folder it was saved in.
+        task: of every call; ``routenlp_task=`` of a call goes first, then ``routenlp_task`` in the
+            ``additional_kwargs`` of its last message. May be left out if the release knows one task only.
+        comparators, listeners: see `routenlp_plugins.Dispatcher`.
+
+    Raises:
+        PortfolioError: a tier is missing or unknown, or the release does not know the task.
+        ReleaseError: the release cannot be used.
+    """
+
+    tiers: Mapping[str, Any] = Field(exclude=True)
+    release: Any = Field(exclude=True)
+    task: str | None = None
+    comparators: Mapping[str, Any] | None = Field(default=None, exclude=True)
+    listeners: Sequence[Any] = Field(default=(), exclude=True)
+    _dispatcher: Dispatcher = PrivateAttr()
+
+    def __init__(self, tiers: Mapping[str, Any], release: Release | str | Path, **more: Any) -> None:
+        super().__init__(tiers=tiers, release=Release.given(release), **more)
+        used = {name: LLMTier.of(name, tier) for name, tier in self.tiers.items()}
+        self._dispatcher = Dispatcher(self.release, used, self.comparators, tuple(self.listeners))
+        known = self.release.policy.ladders
+        if self.task is not None and self.task not in known:
+            raise PortfolioError(
+                f"task={self.task!r} is unknown to the release; its tasks: {', '.join(known) or 'none'}"
+            )
+
+    @classmethod
+    def class_name(cls) -> str:
+        """Name of the class, for LlamaIndex."""
+        return "RouterLLM"
+
+    @property
+    def metadata(self) -> LLMMetadata:
+        """What all tiers that are LLMs can do."""
+        told = [llm.metadata for llm in self._llms.values()]
+        if not told:
+            return LLMMetadata(model_name="routenlp-router", is_chat_model=True)
+        return LLMMetadata(
+            context_window=min(one.context_window for one in told),
+            num_output=min(one.num_output for one in told),
+            is_chat_model=True,
+            is_function_calling_model=all(one.is_function_calling_model for one in told),
+            model_name="routenlp-router",
+        )
+
+    @property
+    def _llms(self) -> dict[str, LLM]:
+        found = {name: _inner(tier) for name, tier in self._dispatcher.tiers.items()}
+        return {name: tier.llm for name, tier in found.items() if isinstance(tier, LLMTier)}
+
+    @llm_chat_callback()
+    def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
+        """Answer a conversation."""
+        return self._told(self._dispatcher.run(self._query(messages, kwargs)))
+
+    @llm_chat_callback()
+    async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
+        """As `chat`, without blocking the event loop."""
+        return self._told(await self._dispatcher.arun(self._query(messages, kwargs)))
+
+    @llm_chat_callback()
+    def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> Iterator[ChatResponse]:
+        """Answer a conversation piece by piece; the last piece is the whole with its decision."""
+        query = self._query(messages, kwargs)
+
+        def pieces() -> Iterator[ChatResponse]:
+            with closing(self._dispatcher.stream(query)) as parts:
+                for part in parts:
+                    yield self._last(part) if isinstance(part, Answer) else _piece(part)
+
+        return pieces()
+
+    @llm_chat_callback()
+    async def astream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> AsyncIterator[ChatResponse]:
+        """As `stream_chat`, without blocking the event loop."""
+        query = self._query(messages, kwargs)
+
+        async def pieces() -> AsyncIterator[ChatResponse]:
+            async with aclosing(self._dispatcher.astream(query)) as parts:
+                async for part in parts:
+                    yield self._last(part) if isinstance(part, Answer) else _piece(part)
+
+        return pieces()
+
+    @llm_completion_callback()
+    def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
+        """Answer a prompt, as the only message of a conversation."""
+        return chat_to_completion_decorator(self.chat)(prompt, **kwargs)
+
+    @llm_completion_callback()
+    async def acomplete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
+        """As `complete`, without blocking the event loop."""
+        return await achat_to_completion_decorator(self.achat)(prompt, **kwargs)
+
+    @llm_completion_callback()
+    def stream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> Iterator[CompletionResponse]:
+        """Answer a prompt piece by piece."""
+        return stream_chat_to_completion_decorator(self.stream_chat)(prompt, **kwargs)
+
+    @llm_completion_callback()
+    async def astream_complete(
+        self, prompt: str, formatted: bool = False, **kwargs: Any
+    ) -> AsyncIterator[CompletionResponse]:
+        """As `stream_complete`, without blocking the event loop."""
+        return await astream_chat_to_completion_decorator(self.astream_chat)(prompt, **kwargs)
+
+    def _prepare_chat_with_tools(
+        self,
+        tools: Sequence[Any],
+        user_msg: str | ChatMessage | None = None,
+        chat_history: list[ChatMessage] | None = None,
+        verbose: bool = False,
+        allow_parallel_tool_calls: bool = False,
+        tool_required: bool = False,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """Keep the tools in no model's form: each tier prepares them itself."""
+        said = ChatMessage(user_msg, role=MessageRole.USER) if isinstance(user_msg, str) else user_msg
+        options = {"allow_parallel_tool_calls": allow_parallel_tool_calls, "tool_required": tool_required}
+        if "tool_choice" in kwargs:
+            options["tool_choice"] = kwargs.pop("tool_choice")
+        asked = ToolsAsked(list(tools), options) if tools else None
+        return {"messages": [*(chat_history or ()), *([said] if said else ())], _TOOLS: asked, **kwargs}
+
+    def get_tool_calls_from_response(
+        self, response: ChatResponse, error_on_no_tool_call: bool = True, **kwargs: Any
+    ) -> list[ToolSelection]:
+        """The tool calls of a response, as the tier that answered reads them."""
+        told = response.additional_kwargs.get("routenlp") or {}
+        llm = self._llms.get(told.get("tier", self.release.portfolio.frontier))
+        if not isinstance(llm, FunctionCallingLLM):
+            raise PortfolioError(f"tier {told.get('tier')!r} answered, which calls no tools")
+        return llm.get_tool_calls_from_response(response, error_on_no_tool_call=error_on_no_tool_call, **kwargs)
+
+    def _query(self, messages: Sequence[ChatMessage], given: dict[str, Any]) -> Query:
+        options = dict(given)
+        tools: ToolsAsked | None = options.pop(_TOOLS, None)
+        last = messages[-1].additional_kwargs.get(_TASK) if messages else None
+        task = options.pop(_TASK, self.task if last is None else last)
+        asked = {} if tools is None else {"tools": [_spec(tool) for tool in tools.tools], **tools.options}
+        requires = beyond_text({**options, **asked})
+        plain = [_without_task(message) for message in messages]
+        call = ModelCall(plain, options, tools)
+        return query_of(plain, task, requires, call_settings({**options, **asked}), call)
+
+    def _told(self, answer: Answer) -> ChatResponse:
+        response = response_of(answer)
+        instrumentation.event(RouteDecisionEvent(decision=response.additional_kwargs["routenlp"]))
+        return response
+
+    def _last(self, answer: Answer) -> ChatResponse:
+        return self._told(answer).model_copy(update={"delta": ""})
+
+
+def _piece(delta: Delta) -> ChatResponse:
+    """A piece of a stream, which says which tier it is of."""
+    response = delta.payload
+    if not isinstance(response, ChatResponse):
+        response = ChatResponse(message=ChatMessage(delta.text, role=MessageRole.ASSISTANT))
+    told = {**response.additional_kwargs, "routenlp": {"tier": delta.tier}}
+    return response.model_copy(
+        update={"delta": delta.text if response.delta is None else response.delta, "additional_kwargs": told}
+    )
+
+
+def _inner(tier: Any) -> Any:
+    return _inner(tier.tier) if isinstance(tier, WrappingTier) else tier
+
+
+def _spec(tool: Any) -> Any:
+    return tool if isinstance(tool, Mapping) else tool.metadata.to_openai_tool(skip_length_check=True)
+
+
+def _without_task(message: ChatMessage) -> ChatMessage:
+    if _TASK not in message.additional_kwargs:
+        return message
+    left = {name: value for name, value in message.additional_kwargs.items() if name != _TASK}
+    return message.model_copy(update={"additional_kwargs": left})

@@ -1,0 +1,138 @@
+"""Between LlamaIndex's messages and the core's queries and completions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from llama_index.core.base.llms.types import TextBlock, ThinkingBlock, ToolCallBlock
+from llama_index.core.llms import ChatMessage, ChatResponse, MessageRole
+
+from routenlp_plugins import Answer, Completion, DataError, Query, alternative_scores, user_words
+
+__all__ = ["completion_of", "query_of", "response_of"]
+
+_ROLES = {"tool": "tool", "function": "tool", "developer": "system", "model": "assistant", "chatbot": "assistant"}
+
+
+def query_of(
+    messages: Sequence[ChatMessage], task: str | None, requires: frozenset[str], settings: str, payload: Any
+) -> Query:
+    """The query of a conversation: its text is what the user said last, without what a harness added to it.
+
+    Args:
+        requires: what the call asks for beyond text; images and tool calls in the conversation are added.
+        settings: options of the call that change answers.
+
+    Raises:
+        DataError: there is no message, or the task is no name.
+    """
+    if not messages:
+        raise DataError("messages: empty; there is nothing to answer")
+    if task is not None and not isinstance(task, str):
+        raise DataError(f"routenlp_task must be the name of a task, got {task!r}")
+    chat = tuple({"role": _role(message), "content": message.content or ""} for message in messages)
+    return Query(
+        user_words(chat),
+        task=task,
+        messages=chat,
+        requires=requires | _beyond_text(messages),
+        settings=settings,
+        payload=payload,
+    )
+
+
+def _role(message: ChatMessage) -> str:
+    return _ROLES.get(message.role.value, message.role.value)
+
+
+def _beyond_text(messages: Sequence[ChatMessage]) -> set[str]:
+    blocks = {
+        block.block_type
+        for m in messages
+        for block in m.blocks
+        if not isinstance(block, TextBlock | ThinkingBlock | ToolCallBlock)
+    }
+    tools = any(
+        m.role in (MessageRole.TOOL, MessageRole.FUNCTION)
+        or m.additional_kwargs.get("tool_calls")
+        or any(isinstance(block, ToolCallBlock) for block in m.blocks)
+        for m in messages
+    )
+    return blocks | ({"tools"} if tools else set())
+
+
+def completion_of(response: ChatResponse) -> Completion:
+    """A tier's response as evidence: log-probabilities and token counts where its raw form has them.
+
+    What cannot be read is missing evidence: it must not keep an answer from the user.
+    """
+    raw = _plain(response.raw)
+    choice: Mapping[str, Any] = next(iter(raw.get("choices") or ()), {})
+    tokens = (choice.get("logprobs") or {}).get("content") or []
+    logprobs = tuple(min(float(t["logprob"]), 0.0) for t in tokens if isinstance(t.get("logprob"), int | float))
+    whole = logprobs and len(logprobs) == len(tokens)
+    usage, counts = raw.get("usage") or {}, response.additional_kwargs
+    model = raw.get("model")
+    return Completion(
+        text=_text(response.message),
+        mean_logprob=sum(logprobs) / len(logprobs) if whole else None,
+        token_logprobs=logprobs if whole else None,
+        scores=alternative_scores(tokens) if whole else {},
+        model=model if isinstance(model, str) and model else None,
+        input_tokens=_count(usage.get("prompt_tokens", counts.get("prompt_tokens"))),
+        output_tokens=_count(usage.get("completion_tokens", counts.get("completion_tokens"))),
+        cached_tokens=_count((usage.get("prompt_tokens_details") or {}).get("cached_tokens")),
+        payload=response,
+    )
+
+
+def response_of(answer: Answer) -> ChatResponse:
+    """The response of a routed answer: token counts of all attempts, the decision in ``additional_kwargs``."""
+    response = answer.payload
+    if not isinstance(response, ChatResponse):
+        response = ChatResponse(message=ChatMessage(answer.text, role=MessageRole.ASSISTANT))
+    told = [attempt.completion for attempt in answer.trace.attempts if attempt.completion is not None]
+    known = [
+        (one.input_tokens, one.output_tokens)
+        for one in told
+        if one.input_tokens is not None and one.output_tokens is not None
+    ]
+    counts: dict[str, int] = {}
+    if known and len(known) == len(told):
+        read, said = (sum(side) for side in zip(*known, strict=True))
+        counts = {"prompt_tokens": read, "completion_tokens": said, "total_tokens": read + said}
+    more = {**response.additional_kwargs, **counts, "routenlp": answer.trace.as_dict()}
+    return response.model_copy(update={"additional_kwargs": more})
+
+
+def _text(message: ChatMessage) -> str:
+    """What it says, and after it what it calls: answers that call different tools are different answers."""
+    said = message.content or ""
+    calls = [
+        {"name": b.tool_name, "args": _arguments(b.tool_kwargs)} for b in message.blocks if isinstance(b, ToolCallBlock)
+    ]
+    if not calls:
+        return said
+    told = json.dumps(calls, sort_keys=True, ensure_ascii=False, default=str)
+    return f"{said}\n{told}" if said else told
+
+
+def _arguments(told: Any) -> Any:
+    if not isinstance(told, str):
+        return told
+    try:
+        return json.loads(told)
+    except ValueError:
+        return told
+
+
+def _plain(raw: Any) -> Mapping[str, Any]:
+    if hasattr(raw, "model_dump"):
+        raw = raw.model_dump(warnings=False)
+    return raw if isinstance(raw, Mapping) else {}
+
+
+def _count(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None

@@ -1,0 +1,108 @@
+"""LlamaIndex models as tiers of the core."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from llama_index.core.llms import ChatMessage, ChatResponse
+from llama_index.core.llms.function_calling import FunctionCallingLLM
+from llama_index.core.llms.llm import LLM
+
+from routenlp_plugins import Call, Completion, Delta, PortfolioError, TierError, WrappingTier, text_only
+
+from .messages import completion_of
+
+__all__ = ["LLMTier", "ModelCall", "ToolsAsked"]
+
+
+@dataclass(frozen=True, slots=True)
+class ToolsAsked:
+    """Tools of a call, and how they are to be used, in no model's form."""
+
+    tools: Sequence[Any]
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCall:
+    """What `RouterLLM` was asked: the payload of its queries."""
+
+    messages: list[ChatMessage]
+    options: dict[str, Any]
+    tools: ToolsAsked | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LLMTier:
+    """An LLM of LlamaIndex that answers the messages in the payload."""
+
+    llm: LLM
+
+    @classmethod
+    def of(cls, name: str, tier: Any) -> Any:
+        """An LLM as a core tier, also inside a tier that adds scores; any other core tier as it is.
+
+        Raises:
+            PortfolioError: it is neither.
+        """
+        if isinstance(tier, WrappingTier):
+            return tier.around(cls.of(name, tier.tier))
+        if isinstance(tier, LLM):
+            return cls(tier)
+        if not callable(tier):
+            raise PortfolioError(
+                f"tiers: {name} must be an LLM or a callable Call -> Completion, got {type(tier).__name__}"
+            )
+        return text_only(tier)
+
+    def __call__(self, call: Call) -> Completion:
+        """The model's answer."""
+        way, arguments = self._way(call, "chat")
+        return completion_of(way(**arguments))
+
+    async def acall(self, call: Call) -> Completion:
+        """As calling it, without blocking the event loop."""
+        way, arguments = self._way(call, "achat")
+        return completion_of(await way(**arguments))
+
+    def stream(self, call: Call) -> Iterator[Delta | Completion]:
+        """The answer as the model streams it, and at last the whole of it."""
+        way, arguments = self._way(call, "stream_chat")
+        last = None
+        for last in way(**arguments):
+            if _says(last):
+                yield _delta(last)
+        if last is not None:
+            yield completion_of(last)
+
+    async def astream(self, call: Call) -> AsyncIterator[Delta | Completion]:
+        """As `stream`, without blocking the event loop."""
+        way, arguments = self._way(call, "astream_chat")
+        last = None
+        async for last in await way(**arguments):
+            if _says(last):
+                yield _delta(last)
+        if last is not None:
+            yield completion_of(last)
+
+    def _way(self, call: Call, name: str) -> tuple[Any, dict[str, Any]]:
+        """The method that answers, and what it is given."""
+        asked = call.payload if isinstance(call.payload, ModelCall) else ModelCall([ChatMessage(call.query.text)], {})
+        messages = [*asked.messages]
+        if asked.tools is None:
+            return getattr(self.llm, name), {"messages": messages, **asked.options}
+        if not isinstance(self.llm, FunctionCallingLLM) or not self.llm.metadata.is_function_calling_model:
+            raise TierError(f"{type(self.llm).__name__} calls no tools", call.tier)
+        arguments = {"tools": asked.tools.tools, "chat_history": messages, **asked.tools.options, **asked.options}
+        return getattr(self.llm, f"{name}_with_tools"), arguments
+
+
+def _says(response: ChatResponse) -> bool:
+    return bool(response.delta) or bool(response.message.additional_kwargs.get("tool_calls"))
+
+
+def _delta(response: ChatResponse) -> Delta:
+    model = getattr(response.raw, "model", None)
+    return Delta(response.delta or "", model if isinstance(model, str) and model else None, payload=response)

@@ -1,0 +1,285 @@
+"""`RouterLLM` over OpenAILike models in front of a scripted server: chat, complete, streams, tools, engines, events."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from helpers import FRONTIER, PRICES, SMALL, gated
+from llama_index.core import Document, MockEmbedding, VectorStoreIndex
+from llama_index.core.agent.workflow import FunctionAgent
+from llama_index.core.base.llms.types import ImageBlock
+from llama_index.core.llms import ChatMessage, MockLLM
+from llama_index.core.memory import ChatMemoryBuffer
+from llama_index.core.prompts import PromptTemplate
+from llama_index.core.tools import FunctionTool
+from llama_index.llms.openai_like import OpenAILike
+from llama_index_instrumentation import get_dispatcher
+from llama_index_instrumentation.event_handlers import BaseEventHandler
+from pydantic import BaseModel
+
+from llama_index.llms.routenlp import RouterLLM
+from routenlp_plugins import Completion, DataError, Policy, Portfolio, PortfolioError, Release, Task, Tier, TierError
+from routenlp_plugins.policy import Rung
+from routenlp_plugins.testing import ScriptedServer, ScriptedTier
+
+# of LlamaIndex's own making
+pytestmark = [
+    pytest.mark.filterwarnings(f"ignore::pydantic.warnings.PydanticDeprecatedSince{since}") for since in (20, 211)
+]
+BEYOND = ("structured output", "tools")
+SAID = "the frontier says so"
+WORDS = [SAID[i : i + 4] for i in range(0, len(SAID), 4)]
+ASKED = [ChatMessage("hi")]
+
+
+def release(rung: Rung, requires: tuple[str, ...] = (), *tasks: str) -> Release:
+    tiers = tuple(Tier(name, PRICES[name], PRICES[name], supports=BEYOND) for name in (SMALL, FRONTIER))
+    names = tasks or ("t",)
+    portfolio = Portfolio(tiers, FRONTIER, tuple(Task(name, requires=requires) for name in names))
+    ladders = {**dict.fromkeys(names, ()), names[0]: (rung,)}
+    return Release(portfolio, Policy(FRONTIER, ladders, requires={name: requires for name in names if requires}))
+
+
+ALWAYS, GATED = release(Rung(SMALL)), release(gated(SMALL, 0.5, "token_probability"))
+NEVER = release(gated(SMALL, 1.0, "confidence"))
+TOOLS = release(Rung(SMALL), BEYOND)
+
+
+@pytest.fixture
+def small() -> Iterator[ScriptedServer]:
+    with ScriptedServer(lambda request: "a small guess") as server:
+        yield server
+
+
+@pytest.fixture
+def frontier() -> Iterator[ScriptedServer]:
+    with ScriptedServer(lambda request: SAID) as server:
+        yield server
+
+
+def like(server: ScriptedServer, name: str, **more: Any) -> OpenAILike:
+    facts = {"is_chat_model": True, "is_function_calling_model": True, "context_window": 8000, "max_retries": 0, **more}
+    return OpenAILike(model=name, api_base=server.url, api_key="none", reuse_client=False, **facts)
+
+
+def router(small: ScriptedServer, frontier: ScriptedServer, used: Release, **more: Any) -> RouterLLM:
+    return RouterLLM({SMALL: like(small, SMALL), FRONTIER: like(frontier, FRONTIER)}, used, **more)
+
+
+def decision(response: Any) -> dict[str, Any]:
+    return response.additional_kwargs["routenlp"]
+
+
+class TestAnswers:
+    @pytest.mark.parametrize(("used", "text", "tiers"), [(ALWAYS, "a small guess", 1), (NEVER, SAID, 2)])
+    async def test_every_way_to_ask_decides_alike(self, small, frontier, used, text, tiers):
+        llm = router(small, frontier, used)
+        found = [llm.chat(ASKED), await llm.achat(ASKED), llm.complete("hi"), await llm.acomplete("hi")]
+        found += [list(llm.stream_chat(ASKED))[-1], list(llm.stream_complete("hi"))[-1]]
+        found += [[part async for part in await llm.astream_chat(ASKED)][-1]]
+        found += [[part async for part in await llm.astream_complete("hi")][-1]]
+        for response in found:
+            assert (getattr(response, "text", None) or response.message.content) == text
+            assert [attempt["tier"] for attempt in decision(response)["attempts"]] == [SMALL, FRONTIER][:tiers]
+        whole = found[0].additional_kwargs
+        spent = sum(a["input_tokens"] + a["output_tokens"] for a in decision(found[0])["attempts"])
+        assert whole["total_tokens"] == whole["prompt_tokens"] + whole["completion_tokens"] == spent
+
+    def test_log_probabilities_are_evidence(self, small, frontier):
+        models = {SMALL: like(small, SMALL, additional_kwargs={"logprobs": True}), FRONTIER: like(frontier, FRONTIER)}
+        response = RouterLLM(models, GATED).chat(ASKED)
+        assert response.message.content == "a small guess" and not frontier.requests
+        assert decision(response)["attempts"][0]["mean_logprob"] < 0
+
+    def test_streams_have_no_word_of_a_rejected_answer_and_none_twice(self, small, frontier):
+        for used, words in ((NEVER, WORDS), (ALWAYS, ["a sm", "all ", "gues", "s"])):
+            parts = list(router(small, frontier, used).stream_chat(ASKED))
+            assert [part.delta for part in parts if part.delta] == words
+            assert parts[-1].delta == "" and decision(parts[-1])["tier"] == (FRONTIER if used is NEVER else SMALL)
+            assert all(decision(part)["tier"] == decision(parts[-1])["tier"] for part in parts)
+
+    def test_core_tiers_answer_too(self, frontier):
+        tiers = {SMALL: ScriptedTier(default=Completion("core", 0.9)), FRONTIER: like(frontier, FRONTIER)}
+        llm = RouterLLM(tiers, ALWAYS)
+        assert llm.chat(ASKED).message.content == llm.complete("hi").text == "core"
+        assert [part.delta for part in llm.stream_chat(ASKED) if part.delta] == ["core"]
+
+    @pytest.mark.parametrize(("task", "tier"), [("easy", SMALL), ("hard", FRONTIER)])
+    def test_the_task_may_come_with_the_call_or_its_last_message(self, small, frontier, task, tier):
+        llm = router(small, frontier, release(Rung(SMALL), (), "easy", "hard"))
+        message = ChatMessage("hi", additional_kwargs={"routenlp_task": task})
+        for response in (llm.chat(ASKED, routenlp_task=task), llm.chat([message])):
+            assert decision(response)["tier"] == tier
+        # and is not sent to anybody
+        assert "routenlp_task" not in json.dumps((small.requests or frontier.requests)[-1])
+
+    def test_images_go_to_the_frontier(self, small, frontier):
+        picture = ChatMessage(blocks=[ImageBlock(image=b"iVBORw0KGgo=", image_mimetype="image/png")])
+        told = decision(router(small, frontier, ALWAYS).chat([ChatMessage("hi"), picture]))
+        assert told["tier"] == FRONTIER and "does not cover calls that need image" in told["reason"]
+
+
+def weather(city: str) -> str:
+    """The weather in a city."""
+    return f"sunny in {city}"
+
+
+def memory() -> ChatMemoryBuffer:
+    """The default one leaves a connection open."""
+    return ChatMemoryBuffer.from_defaults(token_limit=1000)
+
+
+TOOL = FunctionTool.from_defaults(weather)
+
+
+def calling(city: str) -> Any:
+    """Calls the tool, then says what it heard."""
+
+    def reply(request: Any) -> Any:
+        last = request["messages"][-1]
+        if last["role"] == "tool":
+            return f"It is {last['content']}."
+        function = {"name": "weather", "arguments": json.dumps({"city": city})}
+        return {"content": None, "tool_calls": [{"id": "1", "type": "function", "function": function}]}
+
+    return reply
+
+
+class TestTools:
+    @pytest.mark.parametrize(("used", "city"), [(TOOLS, "Oslo"), (ALWAYS, "Rome")])
+    async def test_whichever_tier_answers_calls_them_in_its_own_way(self, used, city):
+        with ScriptedServer(calling("Oslo")) as one, ScriptedServer(calling("Rome")) as other:
+            llm = router(one, other, used)
+            found = [llm.chat_with_tools([TOOL], "weather?"), await llm.achat_with_tools([TOOL], "weather?")]
+            found += [list(llm.stream_chat_with_tools([TOOL], "weather?"))[-1]]
+            found += [[part async for part in await llm.astream_chat_with_tools([TOOL], "weather?")][-1]]
+            for response in found:
+                (call,) = llm.get_tool_calls_from_response(response)
+                assert (call.tool_name, call.tool_kwargs) == ("weather", {"city": city})
+            assert llm.predict_and_call([TOOL], "weather?").response == f"sunny in {city}"
+        asked = (one if city == "Oslo" else other).requests
+        assert asked[0]["tools"][0]["function"]["name"] == "weather"
+
+    async def test_an_agent_works(self):
+        with ScriptedServer(calling("Oslo")) as one, ScriptedServer(calling("Rome")) as other:
+            agent = FunctionAgent(tools=[TOOL], llm=router(one, other, TOOLS))
+            assert str(await agent.run("weather?", memory=memory())) == "It is sunny in Oslo."
+            assert not other.requests
+
+    def test_a_tier_without_tools_is_passed_over(self):
+        with ScriptedServer(calling("Rome")) as other:
+            for unable in (
+                MockLLM(),
+                like(other, SMALL, is_function_calling_model=False),
+                lambda call: Completion("x"),
+            ):
+                llm = RouterLLM({SMALL: unable, FRONTIER: like(other, FRONTIER)}, TOOLS)
+                response = llm.chat_with_tools([TOOL], "weather?")
+                assert llm.get_tool_calls_from_response(response)[0].tool_kwargs == {"city": "Rome"}
+                assert "tools" in decision(response)["attempts"][0]["error"]
+
+
+class City(BaseModel):
+    """A city."""
+
+    name: str
+
+
+class TestHomes:
+    def test_query_engines_and_chat_engines_are_routed(self, small, frontier):
+        documents = [Document(text="Paris is in France."), Document(text="Oslo is in Norway.")]
+        index = VectorStoreIndex.from_documents(documents, embed_model=MockEmbedding(embed_dim=8), transformations=[])
+        llm = router(small, frontier, ALWAYS)
+        assert str(index.as_query_engine(llm=llm).query("Where is Oslo?")) == "a small guess"
+        streaming = index.as_query_engine(llm=llm, streaming=True).query("Where is Oslo?")
+        assert "".join(streaming.response_gen) == "a small guess"
+        engine = index.as_chat_engine(llm=llm, chat_mode="context", memory=memory())
+        assert str(engine.chat("Where is Oslo?")) == "a small guess"
+        assert not frontier.requests
+
+    def test_predict_and_structured_predict(self, frontier):
+        def filling(request: Any) -> Any:
+            if not request.get("tools"):
+                return "plain"
+            function = {"name": "City", "arguments": '{"name": "Oslo"}'}
+            return {"content": None, "tool_calls": [{"id": "1", "type": "function", "function": function}]}
+
+        with ScriptedServer(filling) as small:
+            llm = router(small, frontier, TOOLS)
+            prompt = PromptTemplate("a city in {country}")
+            assert llm.predict(prompt, country="Norway") == "plain"
+            assert llm.structured_predict(City, prompt, country="Norway") == City(name="Oslo")
+            assert llm.as_structured_llm(City).complete("a city").raw == City(name="Oslo")
+        assert not frontier.requests
+
+    def test_metadata_are_what_all_tiers_can_do(self, small, frontier):
+        models = {
+            SMALL: like(small, SMALL, context_window=4000, is_function_calling_model=False),
+            FRONTIER: like(frontier, FRONTIER, context_window=128_000),
+        }
+        metadata = RouterLLM(models, ALWAYS).metadata
+        told = (metadata.context_window, metadata.is_chat_model, metadata.is_function_calling_model)
+        assert told == (4000, True, False)
+        # what is told to observers, or written, holds no model and no key
+        assert "api_key" not in str(RouterLLM(models, ALWAYS).to_dict()) + str(RouterLLM(models, ALWAYS).to_payload())
+
+
+class Events(BaseEventHandler):
+    seen: list[Any] = []
+
+    @classmethod
+    def class_name(cls) -> str:
+        return "Events"
+
+    def handle(self, event: Any, **_: Any) -> None:
+        self.seen.append(event)
+
+
+def test_each_answer_is_told_once_as_an_event(small, frontier):
+    handler = Events()
+    root = get_dispatcher()
+    root.add_event_handler(handler)
+    try:
+        llm = router(small, frontier, NEVER)
+        llm.chat(ASKED)
+        list(llm.stream_chat(ASKED))
+    finally:
+        root.event_handlers.remove(handler)
+    told = [event for event in handler.seen if event.class_name() == "RouteDecisionEvent"]
+    assert [event.decision["tier"] for event in told] == [FRONTIER, FRONTIER]
+
+
+class TestTrouble:
+    def test_a_failing_small_tier_is_passed_over_and_a_failing_frontier_is_told(self, small, frontier):
+        small.fail(500, times=2)
+        llm = router(small, frontier, ALWAYS)
+        assert llm.chat(ASKED).message.content == SAID
+        frontier.fail(500)
+        with pytest.raises(TierError, match=r"no tier answered \(small: .*; frontier: ") as caught:
+            llm.chat(ASKED)
+        assert len(caught.value.attempts) == 2
+
+    def test_a_stream_that_breaks_off(self, small, frontier):
+        small.break_off(after=2)
+        heard = []
+        with pytest.raises(TierError, match=r"small: .*incomplete chunked read"):
+            heard.extend(router(small, frontier, ALWAYS).stream_chat(ASKED))
+        assert [part.delta for part in heard] == ["a sm", "all "] and not frontier.requests
+        small.break_off(after=0)
+        parts = list(router(small, frontier, ALWAYS).stream_chat(ASKED))
+        assert [part.delta for part in parts if part.delta] == WORDS
+
+    def test_bad_arguments_are_told(self, small, frontier):
+        with pytest.raises(
+            PortfolioError, match="tiers: small must be an LLM or a callable Call -> Completion, got str"
+        ):
+            RouterLLM({SMALL: "gpt", FRONTIER: like(frontier, FRONTIER)}, ALWAYS)
+        with pytest.raises(PortfolioError, match="no callable for small"):
+            RouterLLM({FRONTIER: like(frontier, FRONTIER)}, ALWAYS)
+        with pytest.raises(PortfolioError, match="task='x' is unknown to the release; its tasks: t"):
+            router(small, frontier, ALWAYS, task="x")
+        with pytest.raises(DataError, match="messages: empty"):
+            router(small, frontier, ALWAYS).chat([])

@@ -1,0 +1,54 @@
+"""Plain callables among the models of a framework: they know nothing of its tools and formats."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from inspect import iscoroutinefunction
+from typing import Any
+
+from ..errors import TierError
+from ..types import Call, Completion
+
+__all__ = ["text_only"]
+
+
+def text_only(tier: Any) -> Any:
+    """A plain callable behind an adapter: it is asked for text, and fails where a call needs more than that."""
+    if iscoroutinefunction(tier) or iscoroutinefunction(tier.__call__):
+
+        async def answer(call: Call) -> Completion:
+            _refuse(call)
+            completion: Completion = await tier(call)
+            return completion
+
+        return answer
+    return _TextOnly(tier)
+
+
+@dataclass(frozen=True, slots=True)
+class _TextOnly:
+    """With the other forms that the callable has."""
+
+    tier: Any
+
+    def __call__(self, call: Call) -> Completion:
+        _refuse(call)
+        completion: Completion = self.tier(call)
+        return completion
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in ("acall", "stream", "astream"):
+            raise AttributeError(name)
+        form = getattr(self.tier, name)
+
+        def refusing(call: Call) -> Any:
+            _refuse(call)
+            return form(call)
+
+        return refusing
+
+
+def _refuse(call: Call) -> None:
+    if call.query.requires:
+        needed = ", ".join(sorted(call.query.requires))
+        raise TierError(f"a plain callable is asked for text only, and the call needs {needed}", call.tier)
