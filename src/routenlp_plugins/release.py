@@ -185,6 +185,16 @@ class Release:
             raise DataError(f"the router's encoder {self.router.encoder.name!r} gave vectors that are no numbers")
         return [dict(zip(self.router.tiers, row, strict=True)) for row in predicted]
 
+    def check_task(self, task: str | None) -> None:
+        """That the release knows a task that all calls are to have; None leaves it to each call.
+
+        Raises:
+            PortfolioError: it does not.
+        """
+        known = self.policy.ladders
+        if task is not None and task not in known:
+            raise PortfolioError(f"task={task!r} is unknown to the release; its tasks: {', '.join(known) or 'none'}")
+
     def voided(self, reason: str, portfolio: Portfolio | None = None) -> Release:
         """The same release with a certificate that holds no more: the frontier answers everything, and says why."""
         portfolio = portfolio or self.portfolio

@@ -59,12 +59,11 @@ class RouterMiddleware(AgentMiddleware[Any, Any, Any]):
     ) -> None:
         super().__init__()
         used = Release.given(release)
-        frontier, tasks = used.portfolio.frontier, used.policy.ladders
+        frontier = used.portfolio.frontier
         for name, model in tiers.items():
             if not (isinstance(model, BaseChatModel) or (model is None and name == frontier)):
                 raise PortfolioError(f"tiers: {name} must be a chat model, got {type(model).__name__}")
-        if task is not None and task not in tasks:
-            raise PortfolioError(f"task={task!r} is unknown to the release; its tasks: {', '.join(tasks) or 'none'}")
+        used.check_task(task)
         named = {**tiers, frontier: tiers.get(frontier)}
         self.task = task
         self._dispatcher = Dispatcher(used, {n: _AgentTier(m) for n, m in named.items()}, comparators, listeners)

@@ -108,11 +108,7 @@ class RouterChatModel(PlacedChatModel):
         """Check the tiers against the release now, not at the first call."""
         super().model_post_init(context)
         self._dispatcher  # noqa: B018
-        known = self.release.policy.ladders
-        if self.task is not None and self.task not in known:
-            raise PortfolioError(
-                f"task={self.task!r} is unknown to the release; its tasks: {', '.join(known) or 'none'}"
-            )
+        self.release.check_task(self.task)
 
     @property
     def _dispatcher(self) -> Dispatcher:

@@ -126,11 +126,7 @@ class RoutedChains(RunnableSerializable[Any, Any]):
                 raise PortfolioError(f"tiers: {name} must be a chain, got {type(chain).__name__}")
         chains = {n: one if isinstance(one, WholeChain) else WholeChain(one) for n, one in self.tiers.items()}
         self._dispatcher = Dispatcher(self.release, chains, self.comparators, self.listeners)
-        known = self._dispatcher.release.policy.ladders
-        if self.task is not None and self.task not in known:
-            raise PortfolioError(
-                f"task={self.task!r} is unknown to the release; its tasks: {', '.join(known) or 'none'}"
-            )
+        self._dispatcher.release.check_task(self.task)
 
     def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:  # noqa: A002
         """The accepted chain's output."""

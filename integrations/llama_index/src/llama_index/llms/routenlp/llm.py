@@ -87,11 +87,7 @@ class RouterLLM(FunctionCallingLLM):
         super().__init__(tiers=tiers, release=Release.given(release), **more)
         used = {name: LLMTier.of(name, tier) for name, tier in self.tiers.items()}
         self._dispatcher = Dispatcher(self.release, used, self.comparators, tuple(self.listeners))
-        known = self.release.policy.ladders
-        if self.task is not None and self.task not in known:
-            raise PortfolioError(
-                f"task={self.task!r} is unknown to the release; its tasks: {', '.join(known) or 'none'}"
-            )
+        self.release.check_task(self.task)
 
     @classmethod
     def class_name(cls) -> str:
