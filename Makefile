@@ -38,8 +38,9 @@ demo: $(DEMO)/.installed
 	rm -rf demo-output demo-report.html
 	$(DEMO)/bin/routenlp demo
 
+# two processes; each file stays in one, and each test has a processor of its own
 test: $(DEV)/.installed
-	$(DEV)/bin/python -m pytest -q
+	OMP_NUM_THREADS=1 $(DEV)/bin/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 test-long: $(DEV)/.installed
 	$(DEV)/bin/python -m pytest -q -m long -o faulthandler_timeout=3600

