@@ -145,6 +145,21 @@ class TestCertificates:
             heard.extend(dispatcher.stream(Query("x", "t")))
         assert words(heard) == ["I ", "know"]
 
+    def test_an_answer_that_turns_out_not_to_be_valid_ends_the_stream(self):
+        class Invalid(Speaker):
+            def _completion(self) -> Completion:
+                return replace(super()._completion(), scores={"valid": 0.0})
+
+        heard = []
+        with pytest.raises(TierError, match="turned out not to be valid"):
+            heard.extend(
+                Dispatcher(ALWAYS, {SMALL: Invalid(("I ", "know")), FRONTIER: Speaker(("f",))}).stream(Query("x", "t"))
+            )
+        assert words(heard) == ["I ", "know"]
+        # of the frontier nothing else could be returned
+        *parts, answer = Dispatcher(release(), {FRONTIER: Invalid(("f",))}).stream(Query("x", "t"))
+        assert words(parts) == ["f"] and answer.tier == FRONTIER
+
     def test_another_prompt_not_word_by_word(self):
         mine = prompt_fingerprint(Query("x", "t", settings="hot"))
         hot = Query("x", "t", settings="hot")

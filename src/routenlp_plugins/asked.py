@@ -45,11 +45,19 @@ def call_settings(options: Mapping[str, Any]) -> str:
     """The options that change answers, in a fixed notation; none of them is empty."""
     telling = {name: value for name, value in options.items() if value not in (None, [], {})}
     changing = {
-        name: _plain(value)
+        name: _choice(value) if name == "tool_choice" else _plain(value)
         for name, value in telling.items()
         if name not in HARMLESS and name not in _ANOTHER_MODEL and not name.startswith("ls_")
     }
     return json.dumps(changing, sort_keys=True) if changing else ""
+
+
+def _choice(value: Any) -> Any:
+    """Of tools: providers have several words for one choice."""
+    if isinstance(value, Mapping):
+        function = value.get("function")
+        return function.get("name") if isinstance(function, Mapping) else _plain(value)
+    return "required" if value is True or value == "any" else _plain(value)
 
 
 def _plain(value: Any) -> Any:

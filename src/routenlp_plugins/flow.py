@@ -236,7 +236,7 @@ def _final(policy: Policy, task: str | None, rung: Rung) -> Final | None:
     """Of a rung that accepts every answer: those that the certificate speaks of."""
     if rung.threshold is not None:
         return None
-    return Final(policy.models.get(rung.tier, ()), policy.prompts.get(task or "", ()))
+    return Final(policy.models.get(rung.tier, ()), policy.prompts.get(task or "", ()), valid=True)
 
 
 def _objection(policy: Policy, task: str | None, tier: str, completion: Completion) -> str | None:

@@ -107,10 +107,12 @@ class Final:
 
     Attributes:
         models, prompts: as `Completion` names them; empty for any.
+        valid: whether it has to be valid too.
     """
 
     models: tuple[str, ...] = ()
     prompts: tuple[str, ...] = ()
+    valid: bool = False
 
 
 @dataclass(frozen=True, slots=True)

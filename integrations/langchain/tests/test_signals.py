@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 from uuid import uuid4
 
@@ -26,8 +27,10 @@ from routenlp_plugins import (
     Completion,
     Portfolio,
     PortfolioError,
+    Release,
     Shadow,
     ShadowOptions,
+    Task,
     Tier,
     TraceStore,
     fit,
@@ -373,3 +376,40 @@ def test_a_share_of_what_was_answered_runs_on_other_models_too(server, store):
         assert attempt.completion.cost_usd > 0
     rows = list(store.outcomes(beside="shadow"))
     assert [set(row.outcomes) for row in rows] == [{FRONTIER, SMALL}] * len(ran)
+
+
+def test_calls_with_tools_run_in_the_shadow_where_the_task_has_them(store):
+    """Each model calls the tool for a city of its own; what becomes of it are outcomes of the task."""
+
+    @tool
+    def weather(city: str) -> str:
+        """The weather in a city."""
+        return city
+
+    def calling(request: Any) -> Any:
+        assert request["tools"][0]["function"]["name"] == "weather" and request["tool_choice"] == "required"
+        function = {"name": "weather", "arguments": json.dumps({"city": request["model"]})}
+        return {"content": None, "tool_calls": [{"id": "1", "type": "function", "function": function}]}
+
+    tiers = tuple(replace(tier, supports=("tools",)) for tier in portfolio().tiers)
+    one = Portfolio((Tier(FRONTIER),), FRONTIER, (Task("t"),))
+    for requires, beside in ((("tools",), 1), ((), 0)):
+        used = replace(portfolio(Task("t", requires=requires)), tiers=tiers)
+        with (
+            ScriptedServer(calling) as server,
+            Shadow(store, used, shadow_tiers({SMALL: chat(server, SMALL)}), ShadowOptions(share=1.0)) as shadow,
+        ):
+            handler = SignalCallbackHandler(store, portfolio=used, task="t", shadow=shadow)
+            bound = chat(server, FRONTIER).bind_tools([weather], tool_choice="any")
+            bound.invoke("weather?", {"callbacks": [handler]})
+            # as a router in its place asks
+            told = RouterChatModel(tiers={FRONTIER: chat(server, FRONTIER)}, release=Release.frontier_only(one))
+            routed = told.bind_tools([weather], tool_choice="any").invoke("weather?").response_metadata["routenlp"]
+        found = traces(store)[-1]
+        assert found.trace.attempts[0].completion.prompt == routed["attempts"][0]["prompt"]
+        assert [a.completion.text for a in found.beside.get("shadow", ())] == [
+            f'[{{"args": {{"city": "{SMALL}"}}, "name": "weather"}}]'
+        ] * beside
+        assert not list(store.outcomes(beside="shadow"))
+    (row,) = store.outcomes(beside="shadow", requires={"t": ("tools",)})
+    assert set(row.outcomes) == {SMALL, FRONTIER}

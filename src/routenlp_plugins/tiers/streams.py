@@ -139,15 +139,18 @@ class FlowRun:
         """What is to be passed on, now that this piece of the answer to the call came.
 
         Raises:
-            TierError: the whole answer is not of the model, or not to the prompt, that its beginning was of.
+            TierError: the whole answer may not be returned, and its beginning was passed on.
         """
         if isinstance(piece, Delta):
             return self._passed_on(piece)
-        if self._begun and self._final is not None and not _within(self._final, piece.model, piece.prompt):
-            raise TierError(
-                "the certificate is void: model or prompt changed after the answer had begun to be passed on",
-                self._called.tier,
-            )
+        if self._begun and self._final is not None:
+            if not _within(self._final, piece.model, piece.prompt):
+                raise TierError(
+                    "the certificate is void: model or prompt changed after the answer had begun to be passed on",
+                    self._called.tier,
+                )
+            if self._final.valid and not piece.valid:
+                raise TierError("the answer that was passed on turned out not to be valid", self._called.tier)
         self._advance(lambda: self._flow.send(piece))
         return []
 

@@ -14,6 +14,7 @@ from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.exceptions import OutputParserException
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGeneration, LLMResult
+from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import ValidationError
 
 from routenlp_plugins import (
@@ -189,12 +190,13 @@ class SignalCallbackHandler(BaseCallbackHandler):
         parent_run_id: UUID | None = None,
         metadata: dict[str, Any] | None = None,
         options: dict[str, Any] | None = None,
+        invocation_params: dict[str, Any] | None = None,
         **facts: Any,
     ) -> None:
         """Keep what was asked."""
         run = self._runs.begin(run_id, parent_run_id, _name(serialized, facts), metadata)
-        told = options or {}
-        call = ModelCall(list(messages[0]), told.get("stop"), {})
+        told = {**_beyond(invocation_params or {}), **(options or {})}
+        call = ModelCall(list(messages[0]), told.get("stop"), *_tools(told))
         self._asked(run, query_of(messages[0], self._task(run), beyond_text(told), call_settings(told), call))
 
     def on_llm_start(
@@ -305,9 +307,10 @@ class SignalCallbackHandler(BaseCallbackHandler):
             self._write(decided.id, run, decided, failures, "served")
             return
         self._write(str(run.id), run, Trace(replace(query, payload=None), query.task, whole, "collected"), failures)
-        # what needs more than its task has is not what a release is fitted for
+        # what needs more than its task has is not what a release is fitted for, and of a response format nobody knows
+        # how another model would be asked for it
         covered = () if self.portfolio is None else self.portfolio.task(query.task or "").requires
-        if self.shadow is not None and query.requires <= set(covered):
+        if self.shadow is not None and query.requires <= {"tools"}.intersection(covered):
             self.shadow.offer(str(run.id), query, {attempt.tier for attempt in whole if attempt.error is None})
 
     def _write(self, name: str, run: Run, trace: Trace, failures: Sequence[Failure], origin: str = "collected") -> None:
@@ -345,6 +348,21 @@ def shadow_tiers(models: Mapping[str, Any]) -> dict[str, Any]:
 
 def _name(serialized: dict[str, Any] | None, facts: Mapping[str, Any]) -> str:
     return str(facts.get("name") or (serialized or {}).get("name") or "run")
+
+
+def _beyond(params: Mapping[str, Any]) -> dict[str, Any]:
+    """What was asked for beyond text: LangChain tells it among the model's own parameters only."""
+    asked = {name for name, value in params.items() if beyond_text({name: value})} - {"model", "model_name"}
+    return {name: params[name] for name in (*sorted(asked), "tool_choice") if name in params}
+
+
+def _tools(told: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """Tools of a call in no provider's form, so that other models can bind them in theirs; without any ({}, None)."""
+    tools = told.get("tools")
+    if not isinstance(tools, list) or not tools:
+        return {}, None
+    choice = {} if told.get("tool_choice") is None else {"tool_choice": told["tool_choice"]}
+    return {"tools": [convert_to_openai_tool(tool) for tool in tools], **choice}, {}
 
 
 def _completion(response: LLMResult) -> Completion | None:
