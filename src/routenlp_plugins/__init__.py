@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from .cascade.families import Space as Space
     from .cascade.noise import Noise as Noise
     from .collecting import collect as collect
+    from .conversation import chat_query as chat_query
     from .conversation import turn_key as turn_key
     from .conversation import user_words as user_words
+    from .conversation import with_calls as with_calls
     from .deciding import ConformalCascade as ConformalCascade
     from .dispatch import Dispatcher as Dispatcher
     from .distill.causal import base_from_gguf as base_from_gguf
@@ -121,7 +123,7 @@ _MODULES = {
     "cascade.families": ("Space",),
     "cascade.noise": ("Noise",),
     "collecting": ("collect",),
-    "conversation": ("turn_key", "user_words"),
+    "conversation": ("chat_query", "turn_key", "user_words", "with_calls"),
     "evaluate.references": ("Reference",),
     "deciding": ("ConformalCascade",),
     "dispatch": ("Dispatcher",),

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import AsyncGenerator, Callable, Generator, Mapping
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, aclosing
+from contextlib import ExitStack, aclosing, closing, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -140,46 +140,43 @@ class Auditor:
             TierError: the frontier failed.
         """
         query = self._identified(query)
-        try:
+        with self._failures(query):
             answer = self._serving.run(query)
-        except TierError as error:
-            self._audit_later(query, error.trace)
-            raise
         self._audit_later(query, answer.trace)
         return answer
 
     async def arun(self, query: Query | str) -> Answer:
         """As `run`, without blocking the event loop."""
         query = self._identified(query)
-        try:
+        with self._failures(query):
             answer = await self._serving.arun(query)
-        except TierError as error:
-            self._audit_later(query, error.trace)
-            raise
         self._audit_later(query, answer.trace)
         return answer
 
     def stream(self, query: Query | str) -> Generator[Delta | Answer]:
         """As `run`, piece by piece; see `Dispatcher.stream`."""
         query = self._identified(query)
-        try:
-            for part in self._serving.stream(query):
+        with self._failures(query), closing(self._serving.stream(query)) as parts:
+            for part in parts:
                 if isinstance(part, Answer):
                     self._audit_later(query, part.trace)
                 yield part
-        except TierError as error:
-            self._audit_later(query, error.trace)
-            raise
 
     async def astream(self, query: Query | str) -> AsyncGenerator[Delta | Answer]:
         """As `stream`, without blocking the event loop."""
         query = self._identified(query)
-        try:
+        with self._failures(query):
             async with aclosing(self._serving.astream(query)) as parts:
                 async for part in parts:
                     if isinstance(part, Answer):
                         self._audit_later(query, part.trace)
                     yield part
+
+    @contextmanager
+    def _failures(self, query: Query) -> Iterator[None]:
+        """What nobody answered is audited too."""
+        try:
+            yield
         except TierError as error:
             self._audit_later(query, error.trace)
             raise

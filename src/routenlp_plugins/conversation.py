@@ -8,6 +8,7 @@ have other roles. A text without such elements stays as it is.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,8 +16,9 @@ from hashlib import sha256
 from typing import Any
 
 from .errors import DataError
+from .types import Message, Query
 
-__all__ = ["HARNESS_TAGS", "REQUEST_TAGS", "turn_key", "user_words"]
+__all__ = ["HARNESS_TAGS", "REQUEST_TAGS", "chat_query", "turn_key", "user_words", "with_calls"]
 
 HARNESS_TAGS = (
     *("system-reminder", "system_reminder", "system", "context", "environment_details", "environment_context"),
@@ -143,3 +145,32 @@ def _elements(text: str, tags: Collection[str]) -> list[_Element]:
             found.pop()
         found.append(_Element(slice(start, tag.end()), slice(content, tag.start())))
     return found
+
+
+def chat_query(chat: tuple[Message, ...], task: str | None, **facts: Any) -> Query:
+    """The query of a conversation: its text is what the user said last, without what a harness added to it.
+
+    Args:
+        facts: further attributes of the query.
+
+    Raises:
+        DataError: there is no message, or the task is no name.
+    """
+    if not chat:
+        raise DataError("messages: empty; there is nothing to answer")
+    if task is not None and not isinstance(task, str):
+        raise DataError(f"routenlp_task must be the name of a task, got {task!r}")
+    return Query(user_words(chat), task=task, messages=chat, **facts)
+
+
+def with_calls(said: str, calls: Sequence[tuple[str, Any]]) -> str:
+    """What an answer says, and after it what it calls: answers that call different tools are different answers.
+
+    Args:
+        calls: (name, arguments) of each.
+    """
+    if not calls:
+        return said
+    named = [{"name": name, "args": arguments} for name, arguments in calls]
+    told = json.dumps(named, sort_keys=True, ensure_ascii=False, default=str)
+    return f"{said}\n{told}" if said else told

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from math import isnan
 from typing import Any
@@ -10,7 +9,16 @@ from typing import Any
 from langchain_core.messages import AIMessage, BaseMessage, ChatMessage, FunctionMessage, ToolMessage
 from langchain_core.messages.ai import UsageMetadata, add_usage
 
-from routenlp_plugins import Answer, Completion, DataError, Query, Session, alternative_scores, turn_key, user_words
+from routenlp_plugins import (
+    Answer,
+    Completion,
+    Query,
+    Session,
+    alternative_scores,
+    chat_query,
+    turn_key,
+    with_calls,
+)
 
 __all__ = ["answer_message", "completion_of", "message_of", "query_of"]
 
@@ -30,15 +38,10 @@ def query_of(
     Raises:
         DataError: there is no message, or the task is no name.
     """
-    if not messages:
-        raise DataError("messages: empty; there is nothing to answer")
-    if task is not None and not isinstance(task, str):
-        raise DataError(f"routenlp_task must be the name of a task, got {task!r}")
     chat = tuple({"role": _role(message), "content": str(message.text)} for message in messages)
-    return Query(
-        user_words(chat),
-        task=task,
-        messages=chat,
+    return chat_query(
+        chat,
+        task,
         requires=requires | _beyond_text(messages),
         settings=settings,
         session=_session(messages, chat),
@@ -103,13 +106,7 @@ def completion_of(message: AIMessage) -> Completion:
 
 
 def _text(message: AIMessage) -> str:
-    """What it says, and after it what it calls: answers that call different tools are different answers."""
-    said = str(message.text)
-    if not message.tool_calls:
-        return said
-    calls = [{"name": call["name"], "args": call["args"]} for call in message.tool_calls]
-    told = json.dumps(calls, sort_keys=True, ensure_ascii=False, default=str)
-    return f"{said}\n{told}" if said else told
+    return with_calls(str(message.text), [(call["name"], call["args"]) for call in message.tool_calls])
 
 
 def _cached(usage: UsageMetadata | None) -> int | None:

@@ -9,7 +9,7 @@ from typing import Any
 from llama_index.core.base.llms.types import TextBlock, ThinkingBlock, ToolCallBlock
 from llama_index.core.llms import ChatMessage, ChatResponse, MessageRole
 
-from routenlp_plugins import Answer, Completion, DataError, Query, alternative_scores, user_words
+from routenlp_plugins import Answer, Completion, Query, alternative_scores, chat_query, with_calls
 
 __all__ = ["completion_of", "query_of", "response_of"]
 
@@ -28,15 +28,10 @@ def query_of(
     Raises:
         DataError: there is no message, or the task is no name.
     """
-    if not messages:
-        raise DataError("messages: empty; there is nothing to answer")
-    if task is not None and not isinstance(task, str):
-        raise DataError(f"routenlp_task must be the name of a task, got {task!r}")
     chat = tuple({"role": _role(message), "content": message.content or ""} for message in messages)
-    return Query(
-        user_words(chat),
-        task=task,
-        messages=chat,
+    return chat_query(
+        chat,
+        task,
         requires=requires | _beyond_text(messages),
         settings=settings,
         payload=payload,
@@ -108,15 +103,8 @@ def response_of(answer: Answer) -> ChatResponse:
 
 
 def _text(message: ChatMessage) -> str:
-    """What it says, and after it what it calls: answers that call different tools are different answers."""
-    said = message.content or ""
-    calls = [
-        {"name": b.tool_name, "args": _arguments(b.tool_kwargs)} for b in message.blocks if isinstance(b, ToolCallBlock)
-    ]
-    if not calls:
-        return said
-    told = json.dumps(calls, sort_keys=True, ensure_ascii=False, default=str)
-    return f"{said}\n{told}" if said else told
+    blocks = [block for block in message.blocks if isinstance(block, ToolCallBlock)]
+    return with_calls(message.content or "", [(one.tool_name, _arguments(one.tool_kwargs)) for one in blocks])
 
 
 def _arguments(told: Any) -> Any:
