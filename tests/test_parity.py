@@ -10,16 +10,25 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import os
+import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+os.environ["DSPY_CACHEDIR"] = tempfile.mkdtemp(prefix="dspy-")
+os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
+
+import dspy
 import httpx
 import pytest
+from dspy.lm15 import Message, Request
 from helpers import write_jsonl
 from langchain_openai import ChatOpenAI
 from llama_index.core.llms import ChatMessage
 from llama_index.llms.openai_like import OpenAILike
 
+from dspy_routenlp import RouterEngine
+from dspy_routenlp.engine import AsyncRouterEngine
 from langchain_routenlp import RouterChatModel
 from llama_index.llms.routenlp import RouterLLM
 from routenlp_plugins import (
@@ -115,6 +124,16 @@ def llama_index(release: Release, server: ScriptedServer, **more: Any) -> Router
     return RouterLLM({name: OpenAILike(model=name, **common) for name in release.portfolio.names}, release)
 
 
+def dspy_engine(release: Release, server: ScriptedServer) -> RouterEngine:
+    common = {"api_base": server.url, "api_key": "none", "cache": False, "num_retries": 0, "logprobs": True}
+    return RouterEngine({name: dspy.LM(f"openai/{name}", **common) for name in release.portfolio.names}, release)
+
+
+def of_engine(response: Any, text: str | None = None) -> Facts:
+    """Of a response, or of the last event of a stream and what it said."""
+    return facts(response.provider_data["routenlp"], response.message.text if text is None else text)
+
+
 def of_message(message: Any) -> Facts:
     return facts(message.response_metadata["routenlp"], message.text)
 
@@ -188,6 +207,38 @@ class TestLlamaIndex:
         usage = {"logprobs": True, "stream_options": {"include_usage": True}}
         llm = llama_index(release, server, additional_kwargs=usage)
         found = [of_response(list(llm.stream_chat([ChatMessage(text)]))[-1]) for text in texts]
+        assert [without_evidence_of_the_last(one) for one in found] == [
+            without_evidence_of_the_last(one) for one in plain
+        ]
+
+
+class TestDSPy:
+    def test_calls(self, release, server, texts, plain):
+        model = dspy_engine(release, server).lm()
+        found = []
+        for text in texts:
+            model(text)
+            found.append(of_engine(model.history[-1]["response"]))
+        assert found == plain
+
+    async def test_async_and_many_at_once(self, release, server, texts, plain):
+        model, some = dspy_engine(release, server).lm(), asyncio.Semaphore(8)
+
+        async def ask(text: str) -> Any:
+            async with some:
+                return await model.acall(Request(model=model.model, messages=(Message.user(text),)))
+
+        assert [of_engine(response) for response in await asyncio.gather(*map(ask, texts))] == plain
+
+    async def test_streams(self, release, server, texts, plain):
+        """Their last answer has no log-probabilities either, and no model where its provider names none."""
+        engine = dspy_engine(release, server)
+        asynchronous, found = AsyncRouterEngine(engine), []
+        for place, text in enumerate(texts):
+            request = Request(model="any", messages=(Message.user(text),))
+            events = [e async for e in asynchronous.stream(request)] if place % 2 else list(engine.stream(request))
+            said = "".join(event.delta.text for event in events if event.type == "delta")
+            found.append(of_engine(events[-1], said))
         assert [without_evidence_of_the_last(one) for one in found] == [
             without_evidence_of_the_last(one) for one in plain
         ]

@@ -86,6 +86,7 @@ if TYPE_CHECKING:
     from .signals.ledger import Ledger as Ledger
     from .signals.ledger import ledger as ledger
     from .signals.opinions import Opinion as Opinion
+    from .signals.recorder import Recorder as Recorder
     from .signals.records import ImportOptions as ImportOptions
     from .signals.shadow import Shadow as Shadow
     from .signals.shadow import ShadowOptions as ShadowOptions
@@ -169,6 +170,7 @@ _MODULES = {
     "routing.requirements": ("CapabilityHeads",),
     "sessions": ("session_after",),
     "signals.importing": ("import_traces",),
+    "signals.recorder": ("Recorder",),
     "signals.records": ("ImportOptions",),
     "signals.labels": ("LabelModel",),
     "signals.opinions": ("Opinion",),

@@ -21,8 +21,10 @@ from .portfolio import Portfolio
 from .tiers.boundary import SyncTierCallable, TierCallable, call_tier, sync_form
 from .types import Call, Completion
 
-__all__ = ["collect", "progress_bar"]
+__all__ = ["Judge", "collect", "progress_bar"]
 
+Judge = Callable[[Reference, Completion], float | None]
+"""How good an answer is, in [0, 1], where its text is not enough to tell; None cannot tell."""
 MAX_FAILURES_IN_A_ROW = 10
 
 
@@ -33,6 +35,7 @@ def collect(
     *,
     portfolio: Portfolio | str | Path,
     metrics: Mapping[str, Metric] | None = None,
+    judge: Judge | None = None,
     workers: int = 1,
     progress: bool = True,
 ) -> int:
@@ -49,6 +52,7 @@ def collect(
         portfolio: a portfolio, or the path of its YAML file.
         metrics: name -> function ``(answer, reference) -> quality in [0, 1]``, or None where it cannot tell, beside
             those of `routenlp_plugins.evaluate.metrics`.
+        judge: judges every answer instead of metrics, payload included.
         workers: queries that are run at the same time.
         progress: whether to draw a bar on standard error if that is a terminal.
 
@@ -64,12 +68,12 @@ def collect(
         portfolio = Portfolio.from_yaml(portfolio)
     functions = _functions(tiers, portfolio)
     references = _references(queries)
-    scorers = {r.query.id: _scorer(r, portfolio, metrics) for r in references}
+    judges = {r.query.id: judge or _of_text(_scorer(r, portfolio, metrics)) for r in references}
     target = Path(out).resolve()
     target.parent.mkdir(parents=True, exist_ok=True)
     with locked(target), progress_bar(progress) as bar:
         done = finished_rows(target, functions, references)
-        collection = _Collection(functions, portfolio, scorers, done, target)
+        collection = _Collection(functions, portfolio, judges, done, target)
         again = [r for r in references if r.query.id in done and not collection.finished(r)]
         waiting = [r for r in references if r.query.id not in done]
         step = bar.add_task("collecting outcomes", total=len(references), completed=len(done) - len(again))
@@ -89,13 +93,13 @@ class _Collection:
     """Tiers over queries, beside the rows that are there already.
 
     Attributes:
-        scorers: id of a query -> its metric.
+        judges: id of a query -> what judges its answers.
         streak: tier -> how often it failed in a row.
     """
 
     functions: Mapping[str, SyncTierCallable]
     portfolio: Portfolio
-    scorers: Mapping[str | None, Metric]
+    judges: Mapping[str | None, Judge]
     done: Mapping[str | None, OutcomeRow]
     target: Path
     streak: Counter[str] = field(default_factory=Counter)
@@ -178,7 +182,7 @@ class _Collection:
         except TierError as error:
             return Outcome(None, Completion(""), error=str(error))
         with _Place(f"while scoring the answer of {call.tier} to query {call.query.id!r}"):
-            quality = self.scorers[call.query.id](completion.text, reference.reference)
+            quality = self.judges[call.query.id](reference, completion)
         if quality is None:
             return Outcome(None, completion)
         if not isinstance(quality, Real) or not 0 <= quality <= 1:
@@ -233,6 +237,10 @@ def _scorer(reference: Reference, portfolio: Portfolio, metrics: Mapping[str, Me
     except DataError as error:
         raise DataError(f"query {reference.query.id!r}: {error}") from None
     return score
+
+
+def _of_text(metric: Metric) -> Judge:
+    return lambda reference, completion: metric(completion.text, reference.reference)
 
 
 @dataclass(frozen=True, slots=True)

@@ -93,6 +93,11 @@ class Release:
             raise ReleaseError(f"expected a Release or the path of its folder, got {type(release).__name__}")
         return release
 
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all that decides: two releases with the same one answer alike."""
+        return _digest(f"{self.portfolio.fingerprint} {fingerprint(self.policy)}".encode())
+
     def save(self, path: str | Path) -> Path:
         """Write the folder in one step; an existing folder is never touched.
 

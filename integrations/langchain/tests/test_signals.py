@@ -134,7 +134,7 @@ async def test_a_chain_that_is_awaited_or_streamed_leaves_the_same(server, store
     assert {recorded.trace.attempts[0].completion.text for recorded in found} == {"an answer"}
     assert len({recorded.unit for recorded in found}) == 9
     assert signals(store) == []
-    assert len(handler._runs) == 0
+    assert len(handler._recorder.runs) == 0
 
 
 def test_feedback_to_the_run_of_the_user_finds_its_trace(server, store):
@@ -297,7 +297,7 @@ def test_what_was_cancelled_is_forgotten_with_its_root(server, store, script):
 
     asyncio.run(cancelled())
     (PROMPT | chat(server)).invoke(QUESTION, {"callbacks": [handler]})
-    assert len(handler._runs) == 0
+    assert len(handler._recorder.runs) == 0
 
 
 def test_a_store_that_is_closed_keeps_no_run_open(server, tmp_path, caplog):
@@ -307,7 +307,7 @@ def test_a_store_that_is_closed_keeps_no_run_open(server, tmp_path, caplog):
     answer = (PROMPT | chat(server)).invoke(QUESTION, {"callbacks": [handler]})
     assert answer.content == "an answer"
     assert "the trace store is closed" in caplog.text
-    assert len(handler._runs) == 0
+    assert len(handler._recorder.runs) == 0
 
 
 def test_a_long_session_id_loses_no_trace(server, store):

@@ -1,4 +1,4 @@
-"""Which run was called by which: what a handler hears comes one run at a time."""
+"""Which run was called by which: what a framework tells comes one run at a time."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from hashlib import sha256
 from threading import Lock
 from time import perf_counter, time
 from typing import Any
-from uuid import UUID
 
-from routenlp_plugins import Attempt, Query, Trace
+from ..types import Attempt, Query, Trace
 
 __all__ = ["Failure", "Root", "Run", "Runs", "key"]
 
@@ -18,7 +17,7 @@ MOST = 100_000
 """That are under way at once; of more the oldest are forgotten: their ends never came."""
 _UNITS = ("routenlp_unit", "thread_id", "session_id", "conversation_id")
 
-Failure = tuple[UUID, Query, Attempt]
+Failure = tuple[str, Query, Attempt]
 """A call of a model that gave no answer."""
 
 
@@ -35,12 +34,12 @@ class Root:
         worst: (run, kind, source) -> the lowest value that was said so far.
     """
 
-    id: UUID
+    id: str
     failed: dict[str, list[Failure]] = field(default_factory=dict)
     answered: dict[str, str] = field(default_factory=dict)
     last: str | None = None
     errors: list[BaseException] = field(default_factory=list)
-    open: set[UUID] = field(default_factory=set)
+    open: set[str] = field(default_factory=set)
     worst: dict[tuple[str, str, str], float] = field(default_factory=dict)
 
 
@@ -54,8 +53,8 @@ class Run:
         last: the run below or beside it that answered last.
     """
 
-    id: UUID
-    parent: UUID | None
+    id: str
+    parent: str | None
     root: Root
     name: str
     metadata: Mapping[str, Any]
@@ -69,7 +68,7 @@ class Run:
     @property
     def unit(self) -> str:
         """What it belongs to: a dialogue where the metadata tell, else what is under the same root."""
-        named = next((str(self.metadata[name]) for name in _UNITS if self.metadata.get(name)), str(self.root.id))
+        named = next((str(self.metadata[name]) for name in _UNITS if self.metadata.get(name)), self.root.id)
         # longer names are equal where these are
         return named if len(named) <= 256 else sha256(named.encode("utf-8", "replace")).hexdigest()
 
@@ -79,12 +78,12 @@ class Runs:
 
     def __init__(self) -> None:
         self.lock = Lock()
-        self._of: dict[UUID, Run] = {}
+        self._of: dict[str, Run] = {}
 
     def __len__(self) -> int:
         return len(self._of)
 
-    def begin(self, run_id: UUID, parent_id: UUID | None, name: str, metadata: Mapping[str, Any] | None) -> Run:
+    def begin(self, run_id: str, parent_id: str | None, name: str, metadata: Mapping[str, Any] | None) -> Run:
         """A new run, under its parent if that is known."""
         with self.lock:
             parent = None if parent_id is None else self._of.get(parent_id)
@@ -97,11 +96,11 @@ class Runs:
                 oldest.root.open.discard(oldest.id)
             return run
 
-    def get(self, run_id: UUID | None) -> Run | None:
+    def get(self, run_id: str | None) -> Run | None:
         """The run, if it is under way."""
         return None if run_id is None else self._of.get(run_id)
 
-    def end(self, run_id: UUID) -> list[list[Failure]]:
+    def end(self, run_id: str) -> list[list[Failure]]:
         """Forget a run; what was never answered, if it was the outermost."""
         with self.lock:
             run = self._of.pop(run_id, None)
@@ -120,7 +119,7 @@ class Runs:
             run.root.failed.clear()
             return unanswered
 
-    def above(self, run: Run) -> Iterator[UUID]:
+    def above(self, run: Run) -> Iterator[str]:
         """The runs around it, innermost first."""
         parent = run.parent
         while parent is not None:
