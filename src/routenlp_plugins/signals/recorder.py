@@ -92,18 +92,20 @@ class Recorder:
             # what is asked again was not answered well
             self.store.signal(before, "retry", 0.0, "asked again")
 
-    def heard(self, run: Run, answer: Completion | None, model: str | None = None) -> None:
+    def heard(self, run: Run, answer: Completion | None, model: str | None = None, *, shadowed: bool = True) -> None:
         """The model answered, or ended without a word; behind a router the whole decision is kept.
 
         Args:
             model: what the framework calls it, where the answer does not say.
+            shadowed: whether other tiers may be asked the same.
         """
         if run.query is None:
             return
         if run.decided is not None:
             self._record(run, run.query, run.decided.attempts)
         elif answer is not None:
-            self._record(run, run.query, (self._attempt(run, run.query, answer, model, accepted=True),))
+            attempt = self._attempt(run, run.query, answer, model, accepted=True)
+            self._record(run, run.query, (attempt,), shadowed=shadowed)
         else:
             self._failed(run, run.query, Attempt(self._tier(run, model).name, False, error="no answer"))
 
@@ -178,7 +180,7 @@ class Recorder:
         with self.runs.lock:
             run.root.failed.setdefault(key(query), []).append((run.id, replace(query, payload=None), attempt))
 
-    def _record(self, run: Run, query: Query, attempts: Sequence[Attempt]) -> None:
+    def _record(self, run: Run, query: Query, attempts: Sequence[Attempt], *, shadowed: bool = False) -> None:
         with self.runs.lock:
             failures = run.root.failed.pop(key(query), [])
             run.root.answered[key(query)] = run.root.last = run.last = run.id
@@ -192,7 +194,7 @@ class Recorder:
         # what needs more than its task has is not what a release is fitted for, and of a response format nobody knows
         # how another model would be asked for it
         covered = () if self.portfolio is None else self.portfolio.task(query.task or "").requires
-        if self.shadow is not None and query.requires <= {"tools"}.intersection(covered):
+        if shadowed and self.shadow is not None and query.requires <= {"tools"}.intersection(covered):
             self.shadow.offer(run.id, query, {attempt.tier for attempt in whole if attempt.error is None})
 
     def _write(self, name: str, run: Run, trace: Trace, failures: Sequence[Failure], origin: str = "collected") -> None:

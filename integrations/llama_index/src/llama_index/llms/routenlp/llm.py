@@ -20,6 +20,7 @@ from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_ca
 from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.core.llms.llm import LLM, ToolSelection
 from llama_index_instrumentation import get_dispatcher
+from llama_index_instrumentation.span import active_span_id
 
 from routenlp_plugins import (
     Answer,
@@ -47,9 +48,11 @@ class RouteDecisionEvent(BaseEvent):
 
     Attributes:
         decision: as `routenlp_plugins.Trace.as_dict` has it.
+        trace: the decision itself, for listeners in this process.
     """
 
     decision: dict[str, Any]
+    trace: Any = Field(default=None, exclude=True)
 
     @classmethod
     def class_name(cls) -> str:
@@ -126,24 +129,24 @@ class RouterLLM(FunctionCallingLLM):
     @llm_chat_callback()
     def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> Iterator[ChatResponse]:
         """Answer a conversation piece by piece; the last piece is the whole with its decision."""
-        query = self._query(messages, kwargs)
+        query, span = self._query(messages, kwargs), active_span_id.get()
 
         def pieces() -> Iterator[ChatResponse]:
             with closing(self._dispatcher.stream(query)) as parts:
                 for part in parts:
-                    yield self._last(part) if isinstance(part, Answer) else _piece(part)
+                    yield self._last(part, span) if isinstance(part, Answer) else _piece(part)
 
         return pieces()
 
     @llm_chat_callback()
     async def astream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> AsyncIterator[ChatResponse]:
         """As `stream_chat`, without blocking the event loop."""
-        query = self._query(messages, kwargs)
+        query, span = self._query(messages, kwargs), active_span_id.get()
 
         async def pieces() -> AsyncIterator[ChatResponse]:
             async with aclosing(self._dispatcher.astream(query)) as parts:
                 async for part in parts:
-                    yield self._last(part) if isinstance(part, Answer) else _piece(part)
+                    yield self._last(part, span) if isinstance(part, Answer) else _piece(part)
 
         return pieces()
 
@@ -208,13 +211,17 @@ class RouterLLM(FunctionCallingLLM):
         call = ModelCall(plain, options, tools)
         return query_of(plain, task, requires, call_settings({**options, **asked}), call)
 
-    def _told(self, answer: Answer) -> ChatResponse:
+    def _told(self, answer: Answer, span: str | None = None) -> ChatResponse:
         response = response_of(answer)
-        instrumentation.event(RouteDecisionEvent(decision=response.additional_kwargs["routenlp"]))
+        told = response.additional_kwargs["routenlp"]
+        # a stream is read after its span was left
+        instrumentation.event(
+            RouteDecisionEvent(decision=told, trace=answer.trace, span_id=span or active_span_id.get())
+        )
         return response
 
-    def _last(self, answer: Answer) -> ChatResponse:
-        return self._told(answer).model_copy(update={"delta": ""})
+    def _last(self, answer: Answer, span: str | None) -> ChatResponse:
+        return self._told(answer, span).model_copy(update={"delta": ""})
 
 
 def _piece(delta: Delta) -> ChatResponse:

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
 from llama_index.core.llms import ChatMessage, ChatResponse
 from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.core.llms.llm import LLM
+from llama_index_instrumentation.dispatcher import active_instrument_tags, instrument_tags
 
 from routenlp_plugins import Call, Completion, Delta, PortfolioError, TierError, WrappingTier, text_only
 
 from .messages import completion_of
 
-__all__ = ["LLMTier", "ModelCall", "ToolsAsked"]
+__all__ = ["TIER", "LLMTier", "ModelCall", "ToolsAsked"]
+
+TIER = "routenlp_tier"
+"""Tag of the events and spans of a tier below a router, by which listeners tell them from the router's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,18 +65,22 @@ class LLMTier:
     def __call__(self, call: Call) -> Completion:
         """The model's answer."""
         way, arguments = self._way(call, "chat")
-        return completion_of(way(**arguments))
+        with _tagged(call):
+            return completion_of(way(**arguments))
 
     async def acall(self, call: Call) -> Completion:
         """As calling it, without blocking the event loop."""
         way, arguments = self._way(call, "achat")
-        return completion_of(await way(**arguments))
+        with _tagged(call):
+            return completion_of(await way(**arguments))
 
     def stream(self, call: Call) -> Iterator[Delta | Completion]:
         """The answer as the model streams it, and at last the whole of it."""
         way, arguments = self._way(call, "stream_chat")
         last = None
-        for last in way(**arguments):
+        with _tagged(call):
+            responses = way(**arguments)
+        for last in responses:
             if _says(last):
                 yield _delta(last)
         if last is not None:
@@ -81,7 +90,9 @@ class LLMTier:
         """As `stream`, without blocking the event loop."""
         way, arguments = self._way(call, "astream_chat")
         last = None
-        async for last in await way(**arguments):
+        with _tagged(call):
+            responses = await way(**arguments)
+        async for last in responses:
             if _says(last):
                 yield _delta(last)
         if last is not None:
@@ -97,6 +108,10 @@ class LLMTier:
             raise TierError(f"{type(self.llm).__name__} calls no tools", call.tier)
         arguments = {"tools": asked.tools.tools, "chat_history": messages, **asked.tools.options, **asked.options}
         return getattr(self.llm, f"{name}_with_tools"), arguments
+
+
+def _tagged(call: Call) -> AbstractContextManager[None]:
+    return instrument_tags({**active_instrument_tags.get(), TIER: call.tier})
 
 
 def _says(response: ChatResponse) -> bool:
