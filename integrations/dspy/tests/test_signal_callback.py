@@ -166,6 +166,14 @@ def test_behind_an_engine_the_whole_decision_is_kept_once(store, server):
     assert signals(store)[0][0] in found.runs
 
 
+def test_what_a_cache_answers_was_kept_before(store, server):
+    model = RouterEngine({SMALL: lm(server, SMALL), FRONTIER: lm(server, FRONTIER)}, ALWAYS).lm(cache=True)
+    with dspy.context(lm=model, callbacks=[SignalCallback(store)]):
+        for _ in range(2):
+            dspy.Predict(QA)(question="once and again?")
+    assert len(kept(store)) == 1
+
+
 async def test_behind_a_module_too(store):
     with ScriptedServer(lambda request: fields(reasoning="so", answer="there")) as other:
         tiers = {SMALL: lm(other, SMALL), FRONTIER: lm(other, FRONTIER)}

@@ -121,12 +121,15 @@ class SignalCallback(BaseCallback):  # type: ignore[misc]
         with self._recorder.ending(call_id) as run:
             if run is None or lm is None:
                 return
-            if isinstance(getattr(lm, "engine", None), RouterEngine):
-                run.decided = told()
-            if run.decided is None and exception is not None:
+            routed = isinstance(getattr(lm, "engine", None), RouterEngine)
+            run.decided = told() if routed else None
+            if run.decided is not None:
+                self._recorder.heard(run, None)
+            elif exception is not None:
                 self._recorder.failed(run, exception)
-            else:
-                self._recorder.heard(run, None if run.decided is not None else _completion(lm, outputs))
+            elif not routed:
+                self._recorder.heard(run, _completion(lm, outputs))
+            # else it is from a cache, and was kept when it was made
 
     # what tells of their answers
 

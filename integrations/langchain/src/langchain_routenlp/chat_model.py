@@ -7,7 +7,6 @@ from contextlib import aclosing, closing, contextmanager
 from pathlib import Path
 from typing import Any, cast
 
-from langchain_core.caches import BaseCache
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel, LangSmithParams, LanguageModelInput, ModelProfile
 from langchain_core.messages import AIMessage, BaseMessage
@@ -78,13 +77,12 @@ class RouterChatModel(PlacedChatModel):
     release: Any = Field(exclude=True)  # a Release: pydantic cannot describe a dataclass of arrays
     comparators: Mapping[str, Any] | None = Field(default=None, exclude=True)
     listeners: tuple[Any, ...] = Field(default=(), exclude=True)
-    # LangChain's cache knows no task: an answer of one task would be served for another
-    cache: BaseCache | bool | None = Field(default=False, exclude=True)
     task: str | None = None
     temperature: float | None = None
     max_tokens: int | None = None
     stop: list[str] | None = None
     _built: tuple[Any, Any, Dispatcher] | None = PrivateAttr(None)
+    _digested: tuple[Any, str] | None = PrivateAttr(None)
     _auditor: Auditor | None = PrivateAttr(None)
 
     @model_validator(mode="before")
@@ -182,13 +180,19 @@ class RouterChatModel(PlacedChatModel):
 
     @property
     def _identifying_params(self) -> dict[str, Any]:
-        certificate = self.release.certificate
-        return {
-            "tiers": list(self.tiers),
-            "task": self.task,
-            "policy": repr(self.release.policy),
-            "data_hash": certificate.data_hash if certificate else None,
-        }
+        return {"tiers": list(self.tiers), "task": self.task, "release": self._digest}
+
+    def _get_llm_string(self, stop: list[str] | None = None, **kwargs: Any) -> str:
+        """The key of caches: what an answer depends on beside the messages, such as task and release."""
+        told = {"task": self._place.metadata.get("routenlp_task", self.task), "expired": sorted(self.expired)}
+        return f"{told} {super()._get_llm_string(stop, **kwargs)}"
+
+    @property
+    def _digest(self) -> str:
+        """Of the release; that of one object is always the same."""
+        if self._digested is None or self._digested[0] is not self.release:
+            self._digested = self.release, self.release.digest
+        return self._digested[1]
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
         params = LangSmithParams(

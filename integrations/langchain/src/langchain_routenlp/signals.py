@@ -208,7 +208,7 @@ class SignalCallbackHandler(BaseCallbackHandler):
     def on_llm_end(self, response: LLMResult, *, run_id: UUID, **_: Any) -> None:
         """Record the trace of the call."""
         with self._recorder.ending(run_id) as run:
-            if run is not None:
+            if run is not None and not (run.decided is None and _routed(response)):
                 self._recorder.heard(run, _completion(response))
 
     def on_llm_error(self, error: BaseException, *, run_id: UUID, **_: Any) -> None:
@@ -244,6 +244,13 @@ def _tools(told: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any] | No
         return {}, None
     choice = {} if told.get("tool_choice") is None else {"tool_choice": told["tool_choice"]}
     return {"tools": [convert_to_openai_tool(tool) for tool in tools], **choice}, {}
+
+
+def _routed(response: LLMResult) -> bool:
+    """Whether a router made it; one that comes without a decision is from a cache, and was kept when it was made."""
+    generation = response.generations[0][0] if response.generations and response.generations[0] else None
+    message = generation.message if isinstance(generation, ChatGeneration) else None
+    return message is not None and "routenlp" in message.response_metadata
 
 
 def _completion(response: LLMResult) -> Completion | None:
