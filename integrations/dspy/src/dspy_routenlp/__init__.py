@@ -5,6 +5,7 @@ from .finetuning import StudentProvider, student_lm
 from .module import RouterModule, decision_of
 from .optimizer import RouterOptimizer
 from .programs import Reading
+from .serving import tier_lm
 from .signals import SignalCallback, shadow_tiers
 
 __all__ = [
@@ -17,4 +18,5 @@ __all__ = [
     "decision_of",
     "shadow_tiers",
     "student_lm",
+    "tier_lm",
 ]

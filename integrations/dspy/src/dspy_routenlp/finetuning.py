@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
@@ -12,11 +11,10 @@ from typing import Any
 import dspy
 from dspy.clients.provider import Provider, TrainingJob
 from dspy.clients.utils_finetune import TrainDataFormat
-from dspy.lm15 import Message, Request, Response, TextPart, TokenLogprob, UnsupportedFeatureError, Usage
 
-from routenlp_plugins import Call, Completion, Course, DataError, Lesson, Student, load_student, user_words
+from routenlp_plugins import Course, DataError, Lesson, Student, load_student, user_words
 
-from .messages import query_of
+from .serving import AsyncTierEngine, TierEngine
 
 __all__ = ["StudentEngine", "StudentProvider", "student_lm"]
 
@@ -39,24 +37,21 @@ def student_lm(student: Student, folder: str | Path, name: str = "student", **op
     return dspy.LM(
         f"routenlp/{name}",
         engine=engine,
-        async_engine=AsyncStudentEngine(engine),
+        async_engine=AsyncTierEngine(engine),
         provider=StudentProvider(engine),
         **own,
     )
 
 
-class StudentEngine:
-    """Answers as the student that the name of the model says.
-
-    Answers are the student's best, whatever temperature is asked for short of sampling, and as long as it makes them.
-    """
+class StudentEngine(TierEngine):
+    """Answers as the student that the name of the model says."""
 
     def __init__(self, student: Student, folder: str | Path) -> None:
+        super().__init__(student)
         self.folder = Path(folder)
-        self._first = student
         self._taught: dict[str, Student] = {}
 
-    def student(self, model: str) -> Student:
+    def tier(self, model: str) -> Student:
         """The student of a model's name.
 
         Raises:
@@ -64,39 +59,11 @@ class StudentEngine:
         """
         _, colon, name = model.partition(":")
         if not colon:
-            return self._first
+            first: Student = super().tier(model)
+            return first
         if name not in self._taught:
             self._taught[name] = load_student(self.folder / name)
         return self._taught[name]
-
-    def complete(self, request: Request) -> Response:
-        """The student's answer."""
-        if request.config.temperature:
-            raise UnsupportedFeatureError(
-                f"a student gives its best answer and draws none: temperature={request.config.temperature:g} asks for "
-                "one that is drawn; leave temperature out, or 0"
-            )
-        if request.tools:
-            raise UnsupportedFeatureError("a student calls no tools")
-        query = query_of(request, None, demonstrations=False)
-        return _response(self.student(request.model)(Call("student", query)), request)
-
-    def close(self) -> None:
-        """Nothing."""
-
-
-class AsyncStudentEngine:
-    """As `StudentEngine`, in a thread."""
-
-    def __init__(self, engine: StudentEngine) -> None:
-        self.engine = engine
-
-    async def complete(self, request: Request) -> Response:
-        """The student's answer."""
-        return await asyncio.to_thread(self.engine.complete, request)
-
-    async def aclose(self) -> None:
-        """Nothing."""
 
 
 class _Job(TrainingJob):  # type: ignore[misc]
@@ -145,7 +112,7 @@ class StudentProvider(Provider):  # type: ignore[misc]
         lessons = tuple(_lesson(place, one, task) for place, one in enumerate(train_data))
         told = json.dumps([model, options, [lesson.as_dict() for lesson in lessons]], sort_keys=True, default=str)
         name = sha256(told.encode("utf-8", "replace")).hexdigest()[:12]
-        self.engine.student(model).taught(Course(lessons, **options), self.engine.folder / name)
+        self.engine.tier(model).taught(Course(lessons, **options), self.engine.folder / name)
         return f"{model.partition(':')[0]}:{name}"
 
 
@@ -156,17 +123,3 @@ def _lesson(place: int, one: Mapping[str, Any], task: str) -> Lesson:
     *asked, answer = messages
     chat = tuple({"role": str(m["role"]), "content": str(m["content"])} for m in asked)
     return Lesson(f"finetuning-{place}", task, user_words(chat), str(answer["content"]), messages=chat)
-
-
-def _response(completion: Completion, request: Request) -> Response:
-    tokens = completion.token_logprobs
-    wanted = request.config.logprobs is not None and tokens is not None
-    return Response(
-        id=None,
-        model=completion.model or request.model,
-        message=Message.assistant([TextPart(completion.text)]),
-        finish_reason="stop",
-        usage=Usage(input_tokens=completion.input_tokens, output_tokens=completion.output_tokens),
-        # a student tells what its tokens weigh, not what they are
-        logprobs=tuple(TokenLogprob("", value) for value in tokens or ()) if wanted else None,
-    )

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from hashlib import sha256
 from typing import Any
 
@@ -193,13 +194,34 @@ def completion_of_entry(entry: Mapping[str, Any], provider: str) -> Completion:
 
 def prompt_of(student: dspy.Module) -> str:
     """Fingerprint of what a program asks beside its inputs: instructions, fields, demonstrations, adapter."""
-    parts: list[Any] = [type(dspy.settings.adapter or dspy.ChatAdapter()).__name__]
-    for name, predictor in student.named_predictors():
-        shape = predictor.signature
-        fields = [(key, str(of.annotation), of.json_schema_extra) for key, of in shape.fields.items()]
-        demos = [dict(demo) for demo in predictor.demos]
-        parts.append((name, shape.instructions, fields, demos, predictor.config))
+    parts: list[Any] = [type(dspy.settings.adapter or _DEFAULT_ADAPTER).__name__]
+    for predictor in _predictors(student):
+        parts.append((_shape(predictor.signature), [dict(demo) for demo in predictor.demos], predictor.config))
     return sha256(json.dumps(parts, sort_keys=True, default=repr).encode("utf-8", "replace")).hexdigest()[:16]
+
+
+_DEFAULT_ADAPTER = dspy.ChatAdapter()
+_NO_PARTS = ("history", "callbacks", "demos", "traces", "train")
+
+
+def _predictors(module: dspy.Module) -> Iterator[dspy.Predict]:
+    """Of a program, in order, those of parts that are compiled too. DSPy's own walk goes through all that a program
+    has ever said."""
+    if isinstance(module, dspy.Predict):
+        yield module
+    for name, value in vars(module).items():
+        if name in _NO_PARTS:
+            continue
+        several = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else (value,)
+        for one in several:
+            if isinstance(one, dspy.Module):
+                yield from _predictors(one)
+
+
+@lru_cache(maxsize=1024)
+def _shape(signature: type[dspy.Signature]) -> str:
+    fields = [(name, str(of.annotation), of.json_schema_extra) for name, of in signature.fields.items()]
+    return json.dumps([signature.instructions, fields], sort_keys=True, default=repr)
 
 
 def _total(counts: Iterable[int | None]) -> int | None:
