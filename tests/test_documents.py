@@ -5,11 +5,16 @@ from __future__ import annotations
 import doctest
 import importlib
 import json
+import os
 import pkgutil
 import re
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+os.environ["DSPY_CACHEDIR"] = tempfile.mkdtemp(prefix="dspy-")
+os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
 
 import pytest
 from helpers import ROOT
@@ -33,21 +38,47 @@ TITLED = re.compile(r'^```\w+ title="(?P<name>[^"]+)"\n(?P<content>.*?)^```', re
 LOCALS: dict[str, dict[str, object]] = {}
 
 
+FORMS = (
+    (
+        re.compile(r"\[\[ ## text ## \]\]\n(.*?)\n\nRespond", re.DOTALL),
+        "[[ ## intent ## ]]\n{}\n\n[[ ## completed ## ]]\n",
+    ),
+    (re.compile(r"Query: (.*?)\nAnswer:", re.DOTALL), "{}"),
+)
+"""How DSPy and LlamaIndex ask, and how they want to be answered."""
+
+
+def asked_in(content: str) -> tuple[str, str]:
+    """The words of the user in what a framework made of them, and the form of the answer."""
+    for pattern, form in FORMS:
+        if found := pattern.findall(content):
+            return found[-1], form
+    return content, "{}"
+
+
 @pytest.fixture(scope="module")
 def endpoint(folder: Path) -> Iterator[ScriptedServer]:
     """Both models of the README: the dear one is always right, the cheap one is unsure where it is wrong."""
     lines = map(json.loads, (folder / "queries.jsonl").read_text(encoding="utf-8").splitlines())
     references = {line["text"]: line["reference"] for line in lines}
 
-    def reply(request: Mapping[str, Any]) -> Completion:
-        text = request["messages"][-1]["content"]
-        right = references.get(text, "card_arrival")
-        if request["model"] == "gpt-4o" or len(text) % 8:
-            return Completion(right, mean_logprob=-0.02)
-        return Completion("something_else", mean_logprob=-1.0)
+    def reply(request: Mapping[str, Any]) -> Completion | Mapping[str, Any]:
+        message = request["messages"][-1]
+        if message["role"] == "tool":
+            return Completion(f"Please {message['content']}.", mean_logprob=-0.02)
+        text, form = asked_in(message["content"])
+        # of tool calls there are no log-probabilities to tell: the cheap model is wrong more seldom there
+        sure = request["model"] == "gpt-4o" or len(text) % (50 if request.get("tools") else 8)
+        right = references.get(text, "card_arrival") if sure else "something_else"
+        if request.get("tools"):
+            name = request["tools"][0]["function"]["name"]
+            called = {"name": name, "arguments": json.dumps({"intent": right})}
+            return {"content": None, "tool_calls": [{"id": "1", "type": "function", "function": called}]}
+        return Completion(form.format(right), mean_logprob=-0.02 if sure else -1.0)
 
     with ScriptedServer(reply) as server, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OPENAI_BASE_URL", server.url)
+        for name in ("OPENAI_BASE_URL", "OPENAI_API_BASE"):
+            patch.setenv(name, server.url)
         patch.setenv("OPENAI_API_KEY", "none")
         yield server
 

@@ -11,8 +11,8 @@ import pytest
 from dspy_world import fields, lm, release_of
 from helpers import FRONTIER, SMALL, gated
 
-from dspy_routenlp import Reading, RouterModule, decision_of
-from routenlp_plugins import PortfolioError, Release, ReleaseError, ScoredTier, TierError
+from dspy_routenlp import Reading, RouterModule, decision_of, tier_lm
+from routenlp_plugins import Completion, PortfolioError, Release, ReleaseError, ScoredTier, TierError
 from routenlp_plugins.policy import Rung
 from routenlp_plugins.testing import ScriptedServer, ScriptedTier
 
@@ -103,6 +103,15 @@ class TestDecisions:
         assert len(mumbling.requests) == 2
         assert trace.attempts[0].completion.output_tokens == 8
         assert "not valid: small" in trace.reason
+
+    @pytest.mark.parametrize(("confidence", "tier"), [(0.9, SMALL), (0.1, FRONTIER)])
+    def test_what_a_tier_of_the_core_knows_of_its_answer_counts(self, frontier, confidence, tier):
+        said = Completion(fields(answer=6), confidence=confidence, scores={"margin": 0.25})
+        tiers = {SMALL: tier_lm(ScriptedTier(default=said), SMALL), FRONTIER: lm(frontier, FRONTIER)}
+        trace = decision_of(routed(tiers, release_of(gated(SMALL, 0.5, "confidence")))(question=3))
+        assert trace.accepted.tier == tier
+        told = trace.attempts[0].completion
+        assert (told.confidence, told.scores, told.mean_logprob) == (confidence, {"margin": 0.25}, None)
 
     def test_usage_is_that_of_all_attempts(self, tiers):
         with dspy.context(track_usage=True):

@@ -22,10 +22,12 @@ from routenlp_plugins import (
     with_calls,
 )
 
-__all__ = ["TASK", "completion_of", "context_task", "query_of", "response_of", "without_task"]
+__all__ = ["EVIDENCE", "TASK", "completion_of", "context_task", "query_of", "response_of", "without_task"]
 
 TASK = "routenlp_task"
 """Option of a call, or input field of a program, that names its task."""
+EVIDENCE = "routenlp_evidence"
+"""In a response's provider data: what a tier of the core knows of its answer, and DSPy has no place for."""
 _HARMLESS = ("logprobs", "cache", "service_tier", "user_id", "store", "extensions")
 """Options that do not change what is answered."""
 _SILENT = ("text", "thinking", "refusal", "citation", "tool_call", "tool_result")
@@ -115,11 +117,17 @@ def completion_of(response: Response, provider: str = "") -> Completion:
     tokens = response.logprobs or () if response.logprobs_complete else ()
     logprobs = tuple(min(token.logprob, 0.0) for token in tokens)
     read, said, cached = counts_of(response.usage, provider)
+    own = (response.provider_data or {}).get(EVIDENCE) or {}
+    mean = sum(logprobs) / len(logprobs) if logprobs else own.get("mean_logprob")
     return Completion(
         text=with_calls(text_of(response.message.parts), [(call.name, call.input) for call in response.tool_calls]),
-        mean_logprob=sum(logprobs) / len(logprobs) if logprobs else None,
+        confidence=own.get("confidence"),
+        mean_logprob=mean,
         token_logprobs=logprobs or None,
-        scores=alternative_scores([_openai(token) for token in tokens]) if logprobs else {},
+        scores={
+            **(alternative_scores([_openai(token) for token in tokens]) if logprobs else {}),
+            **own.get("scores", {}),
+        },
         model=response.model or None,
         input_tokens=read,
         output_tokens=said,

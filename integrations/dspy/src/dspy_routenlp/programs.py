@@ -76,8 +76,8 @@ class ProgramTier:
     """A program on one language model.
 
     Nothing of an attempt reaches DSPy's trace, or whoever streams: of the accepted one the trace is in the `Result`.
-    Its log-probabilities and tokens are those of all calls it made. An answer that DSPy cannot parse is not valid: it
-    is paid for and passed over.
+    Its log-probabilities and tokens are those of all calls it made, other evidence that of its only one. An answer that
+    DSPy cannot parse is not valid: it is paid for and passed over.
     """
 
     lm: dspy.BaseLM
@@ -153,11 +153,13 @@ class _Attempt:
         models = sorted({one.model for one in told if one.model is not None})
         tokens = [one.token_logprobs for one in told]
         whole = tuple(value for each in tokens if each for value in each) if all(tokens) else ()
+        alone = told[0] if len(told) == 1 else Completion("")
         made = Completion(
             "",
-            mean_logprob=sum(whole) / len(whole) if whole else None,
+            confidence=alone.confidence,
+            mean_logprob=sum(whole) / len(whole) if whole else alone.mean_logprob,
             token_logprobs=whole or None,
-            scores=told[0].scores if len(told) == 1 else {},
+            scores=alone.scores,
             model=" + ".join(models) or None,
             prompt=prompt_of(student),
             input_tokens=_total(one.input_tokens for one in told),

@@ -11,7 +11,7 @@ from dspy.lm15 import Message, Request, Response, TextPart, TokenLogprob, Unsupp
 
 from routenlp_plugins import Call, Completion, PortfolioError
 
-from .messages import query_of
+from .messages import EVIDENCE, query_of
 
 __all__ = ["AsyncTierEngine", "TierEngine", "tier_lm"]
 
@@ -75,14 +75,19 @@ class AsyncTierEngine:
 
 
 def _response(completion: Completion, request: Request) -> Response:
-    each, mean = completion.token_logprobs, completion.mean_logprob
-    # a tier tells what its tokens weigh, not what they are
-    weights = each if each is not None else () if mean is None else (mean,)
+    evidence = {
+        "confidence": completion.confidence,
+        "mean_logprob": completion.mean_logprob,
+        "scores": dict(completion.scores),
+    }
+    each = completion.token_logprobs or ()
     return Response(
         id=None,
         model=completion.model or request.model,
         message=Message.assistant([TextPart(completion.text)]),
         finish_reason="stop",
         usage=Usage(input_tokens=completion.input_tokens, output_tokens=completion.output_tokens),
-        logprobs=tuple(TokenLogprob("", value) for value in weights) or None,
+        # a tier tells what its tokens weigh, not what they are
+        logprobs=tuple(TokenLogprob("", value) for value in each) or None,
+        provider_data={EVIDENCE: evidence},
     )
