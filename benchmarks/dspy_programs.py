@@ -1,8 +1,8 @@
 """Two DSPy programs over real tasks, before and after they are optimised over tiers.
 
 Each is ``dspy.Predict`` on a signature: which of 77 intents a customer has (cs_intent), which of 17 kinds a clause is
-(legal_clause). The frontier is the *reference frontier*: a scripted server that replays references, at prices of 2.5 and
-10 USD per million tokens. Below it stand two students, linear classifiers of words and of characters, that
+(legal_clause). The frontier is the *reference frontier*: a scripted server that replays references, at 2.5 and 10 USD
+per million tokens. Below it stand two students, linear classifiers of words and of characters, that
 ``dspy.BootstrapFinetune`` teaches what the frontier says to a part of the training rows. `RouterOptimizer` calibrates
 on another part; test rows are only ever asked here. Students are priced by the time of this machine.
 
