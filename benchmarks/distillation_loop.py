@@ -1,6 +1,6 @@
 """The loop on cs_intent: rounds 0 to 3, a poisoned round, a round killed again and again, and how long a round takes.
 
-    ROUTENLP_DATA=... python benchmarks/distillation_loop.py [rounds | poison | crash | speed]...      about ten minutes
+    ROUTENLP_DATA=... python benchmarks/distillation_loop.py [rounds | poison | crash | speed | lora]...   half an hour
 
 The promise is alpha = 0.05 with delta = 0.1 for every release. The frontier replays references.
 """
@@ -22,7 +22,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-from local_tiers import HERE
+from local_tiers import HERE, SCRATCH
 from teaching import FRONTIER, STUDENT, Row, Setting, queries, rows_of, setting
 
 from routenlp_plugins import (
@@ -34,17 +34,22 @@ from routenlp_plugins import (
     DistillationLoop,
     GateOptions,
     LoopOptions,
+    LoRAStudent,
+    LoRATraining,
+    Promise,
     Query,
     Release,
     ReleaseRegistry,
     Shares,
     StaticEmbeddings,
     TraceStore,
+    base_from_gguf,
     fit,
     replay,
 )
 from routenlp_plugins.distill.registry import Version
 from routenlp_plugins.evaluate.outcomes import OutcomeRow
+from routenlp_plugins.tiers.llama_cpp import smollm2_path
 
 RESULTS = HERE / "results" / "distillation_loop.json"
 ALPHA, DELTA, SEED = 0.05, 0.1, 0
@@ -333,7 +338,43 @@ def speed() -> dict[str, Any]:
     }
 
 
-PARTS: dict[str, Callable[[], dict[str, Any]]] = {"rounds": rounds, "poison": poison, "crash": crash, "speed": speed}
+def lora() -> dict[str, Any]:
+    """A round that teaches SmolLM2 400 lessons, from nothing."""
+    SCRATCH.mkdir(exist_ok=True)
+    base = base_from_gguf(smollm2_path(), SCRATCH / "smollm2")
+    of, _ = world(1600)
+    student = LoRAStudent(base, training=LoRATraining(epochs=2, longest=320), most=12)
+    with TemporaryDirectory() as folder, TraceStore(Path(folder) / "traffic.db") as store:
+        tiers: dict[str, Any] = {STUDENT: student, FRONTIER: by_text(of)}
+        small = {"budget": Budget(400), "judged": 100, "certified": 200, "promise": Promise(alpha=ALPHA, delta=DELTA)}
+        loop = DistillationLoop(
+            Path(folder) / "loop", store, tiers, Release.frontier_only(of.portfolio), options(**small)
+        )
+        serve(loop, of, of.traffic)
+        begun = time.perf_counter()
+        done = loop.round()
+        seconds = time.perf_counter() - begun
+    told = done.students[0]
+    return {
+        "traces": len(of.traffic),
+        "lessons": told.lessons,
+        "minutes": round(seconds / 60, 1),
+        "of_them_training": round(told.seconds / 60, 1),
+        "judged": small["judged"],
+        "certified_on": small["certified"],
+        "promoted": done.promoted,
+        "refusals": done.refusals,
+        "peak_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 2),
+    }
+
+
+PARTS: dict[str, Callable[[], dict[str, Any]]] = {
+    "rounds": rounds,
+    "poison": poison,
+    "crash": crash,
+    "speed": speed,
+    "lora": lora,
+}
 
 if __name__ == "__main__":
     main()
