@@ -8,14 +8,17 @@ from collections.abc import Awaitable
 from pathlib import Path
 
 import numpy as np
+from sqlalchemy import text
 
-from routenlp_plugins import Completion, Policy, Portfolio, Query, Release, Task, Tier
+from routenlp_plugins import Completion, Policy, Portfolio, Query, Release, Task, Tier, TraceStore
 from routenlp_plugins.evaluate.outcomes import Outcome, OutcomeRow
 from routenlp_plugins.policy import Confidence, Rung
+from routenlp_plugins.signals.rows import Recorded
 
 ROOT = Path(__file__).parent.parent
 SMALL, MIDDLE, FRONTIER = "small", "middle", "frontier"
 QUESTION = "a question"
+BEYOND = ("structured output", "tools")
 PRICES = {SMALL: 0.1, MIDDLE: 1.0, FRONTIER: 10.0}
 
 
@@ -35,6 +38,15 @@ def gated(tier: str, threshold: float, kind: str = "confidence") -> Rung:
 
 def release(*rungs: Rung, task: str = "t") -> Release:
     return Release(portfolio(Task(task)), policy(*rungs, task=task))
+
+
+def release_beyond(rung: Rung, requires: tuple[str, ...] = (), *tasks: str) -> Release:
+    """Two tiers that can do all of `BEYOND`; of the tasks the first has this rung."""
+    tiers = tuple(Tier(name, PRICES[name], PRICES[name], supports=BEYOND) for name in (SMALL, FRONTIER))
+    names = tasks or ("t",)
+    used = Portfolio(tiers, FRONTIER, tuple(Task(name, requires=requires) for name in names))
+    ladders = {**dict.fromkeys(names, ()), names[0]: (rung,)}
+    return Release(used, Policy(FRONTIER, ladders, requires={name: requires for name in names if requires}))
 
 
 def row(name: str, task: str = "t", group: str | None = None, **tiers: tuple[float | None, float | None]) -> OutcomeRow:
@@ -94,3 +106,17 @@ async def ticks_during(work: Awaitable[object], interval: float) -> int:
     await work
     ticker.cancel()
     return ticks
+
+
+def kept(store: TraceStore) -> list[Recorded]:
+    """The traces of a store, all that was given to it included."""
+    store.flush(10)
+    return list(store.traces())
+
+
+def signals(store: TraceStore) -> list[tuple[str, str, str, float]]:
+    """(run id, kind, source, value) of its signals, in order of time."""
+    store.flush(10)
+    with store.engine.connect() as connection:
+        rows = connection.execute(text("SELECT run_id, kind, source, value FROM signals ORDER BY at, kind, source"))
+        return [tuple(row) for row in rows]

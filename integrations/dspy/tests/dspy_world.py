@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import dspy
-from helpers import FRONTIER, PRICES, SMALL, gated
+from helpers import SMALL, gated, release_beyond
 
-from routenlp_plugins import Policy, Portfolio, Release, Task, Tier
 from routenlp_plugins.policy import Rung
 from routenlp_plugins.testing import ScriptedServer
 
-BEYOND = ("structured output", "tools")
 SAID = "the frontier says so"
 
 
@@ -19,16 +17,8 @@ def fields(**outputs: object) -> str:
     return f"{told}\n\n[[ ## completed ## ]]"
 
 
-def release_of(rung: Rung, requires: tuple[str, ...] = (), *tasks: str) -> Release:
-    tiers = tuple(Tier(name, PRICES[name], PRICES[name], supports=BEYOND) for name in (SMALL, FRONTIER))
-    names = tasks or ("t",)
-    portfolio = Portfolio(tiers, FRONTIER, tuple(Task(name, requires=requires) for name in names))
-    ladders = {**dict.fromkeys(names, ()), names[0]: (rung,)}
-    return Release(portfolio, Policy(FRONTIER, ladders, requires={name: requires for name in names if requires}))
-
-
-ALWAYS, GATED = release_of(Rung(SMALL)), release_of(gated(SMALL, 0.5, "token_probability"))
-NEVER = release_of(gated(SMALL, 1.0, "confidence"))
+ALWAYS, GATED = release_beyond(Rung(SMALL)), release_beyond(gated(SMALL, 0.5, "token_probability"))
+NEVER = release_beyond(gated(SMALL, 1.0, "confidence"))
 
 
 def lm(server: ScriptedServer, name: str, **more: object) -> dspy.LM:

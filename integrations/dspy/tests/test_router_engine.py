@@ -10,8 +10,8 @@ from typing import Any
 import dspy
 import pytest
 from dspy.lm15 import Config, FunctionTool, Message, Request
-from dspy_world import ALWAYS, GATED, NEVER, SAID, fields, lm, release_of
-from helpers import FRONTIER, SMALL
+from dspy_world import ALWAYS, GATED, NEVER, SAID, fields, lm
+from helpers import FRONTIER, SMALL, release_beyond
 
 from dspy_routenlp import RouterEngine
 from dspy_routenlp.engine import AsyncRouterEngine
@@ -126,7 +126,7 @@ class TestAnswers:
 
 class TestTasks:
     def test_of_the_call_the_context_and_the_engine(self, small, frontier):
-        used = release_of(Rung(SMALL), (), "t", "other")
+        used = release_beyond(Rung(SMALL), (), "t", "other")
         model = engine(small, frontier, used, task="other").lm()
         assert model("hi") == [SAID]
         with dspy.context(routenlp_task="t"):
@@ -261,6 +261,17 @@ class TestErrors:
             model("hi")
         assert "routenlp: no tier answered (small: answer rejected" in caught.value.__notes__[0]
         assert len(small.requests) == 1
+
+    async def test_so_is_one_that_says_nothing_or_cannot_take_so_much(self, small, frontier):
+        with ScriptedServer(lambda request: "") as mute:
+            router = engine(mute, frontier, ALWAYS)
+            assert router.lm()("hi") == [SAID]
+            for events in (list(router.stream(asked())), await events_of(router, asked())):
+                assert "".join(text_of(events)) == SAID
+        small.fail(400, times=2)
+        model = engine(small, frontier, ALWAYS).lm()
+        assert model("a very long text") == [SAID]
+        assert await model.acall("a very long text") == [SAID]
 
     async def test_a_failing_tier_is_passed_over(self, small, frontier):
         small.fail(500, times=5)

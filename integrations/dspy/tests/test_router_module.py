@@ -8,8 +8,8 @@ from typing import Any
 
 import dspy
 import pytest
-from dspy_world import fields, lm, release_of
-from helpers import FRONTIER, SMALL, gated
+from dspy_world import fields, lm
+from helpers import FRONTIER, SMALL, gated, release_beyond
 
 from dspy_routenlp import Reading, RouterModule, decision_of, tier_lm
 from routenlp_plugins import Completion, PortfolioError, Release, ReleaseError, ScoredTier, TierError
@@ -28,7 +28,7 @@ def number(request: Any) -> int:
     return int(re.findall(r"\[\[ ## question ## \]\]\s*(\d+)", request["messages"][-1]["content"])[-1])
 
 
-SURE = release_of(gated(SMALL, 0.5, "verifier"))
+SURE = release_beyond(gated(SMALL, 0.5, "verifier"))
 """Accepts what the verifier of the small tier accepts: numbers below five."""
 
 
@@ -84,8 +84,8 @@ class TestDecisions:
                 return self.second(question=self.first(question=question).answer)
 
         tiers = {SMALL: lm(small, SMALL), FRONTIER: lm(frontier, FRONTIER)}
-        once = decision_of(RouterModule(dspy.Predict(Double), tiers, release_of(Rung(SMALL)))(question=1))
-        twice = decision_of(RouterModule(Twice(), tiers, release_of(Rung(SMALL)))(question=1))
+        once = decision_of(RouterModule(dspy.Predict(Double), tiers, release_beyond(Rung(SMALL)))(question=1))
+        twice = decision_of(RouterModule(Twice(), tiers, release_beyond(Rung(SMALL)))(question=1))
         one, two = once.accepted.completion, twice.accepted.completion
         assert two.output_tokens == 2 * one.output_tokens
         assert len(two.token_logprobs) == 2 * len(one.token_logprobs)
@@ -95,7 +95,7 @@ class TestDecisions:
     def test_an_answer_that_cannot_be_parsed_is_paid_for_and_passed_over(self, frontier):
         with ScriptedServer(lambda request: "no fields at all") as mumbling:
             tiers = {SMALL: lm(mumbling, SMALL), FRONTIER: lm(frontier, FRONTIER)}
-            found = routed(tiers, release_of(Rung(SMALL)))(question=4)
+            found = routed(tiers, release_beyond(Rung(SMALL)))(question=4)
         trace = decision_of(found)
         assert (found.answer, trace.accepted.tier) == (8, FRONTIER)
         assert not trace.attempts[0].completion.valid
@@ -108,7 +108,7 @@ class TestDecisions:
     def test_what_a_tier_of_the_core_knows_of_its_answer_counts(self, frontier, confidence, tier):
         said = Completion(fields(answer=6), confidence=confidence, scores={"margin": 0.25})
         tiers = {SMALL: tier_lm(ScriptedTier(default=said), SMALL), FRONTIER: lm(frontier, FRONTIER)}
-        trace = decision_of(routed(tiers, release_of(gated(SMALL, 0.5, "confidence")))(question=3))
+        trace = decision_of(routed(tiers, release_beyond(gated(SMALL, 0.5, "confidence")))(question=3))
         assert trace.accepted.tier == tier
         told = trace.attempts[0].completion
         assert (told.confidence, told.scores, told.mean_logprob) == (confidence, {"margin": 0.25}, None)
@@ -136,7 +136,9 @@ class TestDecisions:
         assert len({before, shown, told}) == 3
 
     def test_tasks(self, tiers):
-        program = routed(tiers, release_of(gated(SMALL, 0.5, "verifier"), (), "t", "other"), reading=Reading(task="t"))
+        program = routed(
+            tiers, release_beyond(gated(SMALL, 0.5, "verifier"), (), "t", "other"), reading=Reading(task="t")
+        )
         assert decision_of(program(question=3)).task == "t"
         assert decision_of(program(question=3, routenlp_task="other")).accepted.tier == FRONTIER
         with dspy.context(routenlp_task="other"):
@@ -265,4 +267,4 @@ class TestSaving:
         assert decision_of(loaded(question="3")).accepted.tier == SMALL
 
 
-ALL = release_of(Rung(SMALL))
+ALL = release_beyond(Rung(SMALL))

@@ -10,8 +10,7 @@ import dspy
 import pytest
 from dspy.utils.callback import BaseCallback
 from dspy_world import ALWAYS, NEVER, fields, lm
-from helpers import FRONTIER, SMALL
-from sqlalchemy import text
+from helpers import FRONTIER, SMALL, kept, signals
 
 from dspy_routenlp import RouterEngine, RouterModule, SignalCallback, decision_of, shadow_tiers
 from routenlp_plugins import Portfolio, PortfolioError, Shadow, ShadowOptions, Task, Tier, TraceStore
@@ -35,18 +34,6 @@ def server() -> Iterator[ScriptedServer]:
 
     with ScriptedServer(reply) as running:
         yield running
-
-
-def kept(store: TraceStore) -> list[Any]:
-    store.flush(10)
-    return list(store.traces())
-
-
-def signals(store: TraceStore) -> list[tuple[str, str, str, float]]:
-    store.flush(10)
-    with store.engine.connect() as connection:
-        rows = connection.execute(text("SELECT run_id, kind, source, value FROM signals ORDER BY at, kind, source"))
-        return [tuple(row) for row in rows]
 
 
 def test_calls_become_traces_found_by_all_calls_around_them(store, server):

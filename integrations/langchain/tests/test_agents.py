@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from helpers import FRONTIER, PRICES, SMALL, gated
+from helpers import BEYOND, FRONTIER, SMALL, gated, release_beyond
 from langchain.agents import create_agent
 from langchain.agents.middleware import AgentMiddleware, ModelRequest
 from langchain.agents.structured_output import ToolStrategy
@@ -24,17 +24,13 @@ from pydantic import BaseModel
 
 import langchain_routenlp
 from langchain_routenlp import RouterMiddleware
-from routenlp_plugins import MissingExtraError, Policy, Portfolio, PortfolioError, Release, Task, Tier
+from routenlp_plugins import MissingExtraError, PortfolioError, Release
 from routenlp_plugins.policy import Rung
 from routenlp_plugins.testing import ScriptedServer
 
-BEYOND = ("structured output", "tools")
-
 
 def release(rung: Rung, requires: tuple[str, ...] = BEYOND) -> Release:
-    tiers = tuple(Tier(name, PRICES[name], PRICES[name], supports=BEYOND) for name in (SMALL, FRONTIER))
-    portfolio = Portfolio(tiers, FRONTIER, (Task("t", requires=requires),))
-    return Release(portfolio, Policy(FRONTIER, {"t": (rung,)}, requires={"t": requires}))
+    return release_beyond(rung, requires)
 
 
 ALWAYS, NEVER = release(Rung(SMALL)), release(gated(SMALL, 1.0, "confidence"))

@@ -148,6 +148,24 @@ class TestRetriesAndFallbacks:
             assert other.requests
 
 
+class TestEmptyAnswers:
+    """Below the frontier they are paid for and passed over; the frontier's own is returned as it is."""
+
+    async def test_alike_in_calls_and_streams(self):
+        with ScriptedServer(lambda request: "" if request["model"] == SMALL else "the frontier says so") as server:
+            model = router(server, task="easy")
+            told = [model.invoke("hi"), await model.ainvoke("hi")]
+            assert [message.text for message in told] == ["the frontier says so"] * 2
+            assert "not valid: small" in told[0].response_metadata["routenlp"]["reason"]
+            assert "".join(chunk.text for chunk in model.stream("hi")) == "the frontier says so"
+            assert "".join([chunk.text async for chunk in model.astream("hi")]) == "the frontier says so"
+
+    async def test_of_the_frontier(self):
+        with ScriptedServer(lambda request: "") as server:
+            model = router(server, task="hard")
+            assert (model.invoke("hi").text, (await model.ainvoke("hi")).text) == ("", "")
+
+
 class TestTracing:
     def test_a_run_says_what_langsmith_shows(self, server):
         class Tracer(BaseTracer):

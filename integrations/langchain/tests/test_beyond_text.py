@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from helpers import FRONTIER, PRICES, SMALL, gated
+from helpers import BEYOND, FRONTIER, SMALL, gated, release_beyond
 from langchain_core.callbacks import UsageMetadataCallbackHandler
 from langchain_core.exceptions import OutputParserException
 from langchain_core.language_models.fake_chat_models import FakeListChatModel
@@ -17,11 +17,10 @@ from langchain_openai import ChatOpenAI
 from pydantic import BaseModel
 
 from langchain_routenlp import RouterChatModel
-from routenlp_plugins import Completion, Policy, Portfolio, PortfolioError, Release, Task, Tier
+from routenlp_plugins import Completion, PortfolioError, Release
 from routenlp_plugins.policy import Rung
 from routenlp_plugins.testing import ScriptedServer
 
-BEYOND = ("structured output", "tools")
 Reply = Callable[[Any], Any]
 
 
@@ -39,9 +38,7 @@ def weather(city: str) -> str:
 
 
 def release(rung: Rung, requires: tuple[str, ...] = BEYOND) -> Release:
-    tiers = tuple(Tier(name, PRICES[name], PRICES[name], supports=BEYOND) for name in (SMALL, FRONTIER))
-    portfolio = Portfolio(tiers, FRONTIER, (Task("t", requires=requires),))
-    return Release(portfolio, Policy(FRONTIER, {"t": (rung,)}, requires={"t": requires}))
+    return release_beyond(rung, requires)
 
 
 ALWAYS = release(Rung(SMALL))

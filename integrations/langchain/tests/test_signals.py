@@ -10,7 +10,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from helpers import FRONTIER, MIDDLE, SMALL, gated, portfolio, release, rows
+from helpers import FRONTIER, MIDDLE, SMALL, gated, kept, portfolio, release, rows, signals
 from helpers import QUESTION as QUESTION_SEEN
 from langchain_core.messages import AIMessage
 from langchain_core.output_parsers import JsonOutputParser, PydanticOutputParser, StrOutputParser
@@ -19,7 +19,6 @@ from langchain_core.runnables import RunnableLambda
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI
 from pydantic import BaseModel
-from sqlalchemy import text
 
 from langchain_routenlp import RouterChatModel, RouterRunnable, SignalCallbackHandler, shadow_tiers
 from routenlp_plugins import (
@@ -79,23 +78,11 @@ def chat(server: ScriptedServer, name: str = "big-model", **facts: Any) -> ChatO
     return ChatOpenAI(model=name, base_url=server.url, api_key="none", max_retries=0, default_headers=headers, **facts)
 
 
-def traces(store: TraceStore) -> list[Any]:
-    store.flush(10)
-    return list(store.traces())
-
-
-def signals(store: TraceStore) -> list[tuple[str, str, str, float]]:
-    store.flush(10)
-    with store.engine.connect() as connection:
-        rows = connection.execute(text("SELECT run_id, kind, source, value FROM signals ORDER BY at, kind, source"))
-        return [tuple(row) for row in rows]
-
-
 def test_a_chain_leaves_a_trace_with_all_that_its_model_said(server, store):
     handler = SignalCallbackHandler(store, portfolio=portfolio(), tiers={"big-model": FRONTIER}, task="t")
     chain = PROMPT | chat(server, logprobs=True) | StrOutputParser()
     assert chain.invoke(QUESTION, {"callbacks": [handler]}) == "an answer"
-    (found,) = traces(store)
+    (found,) = kept(store)
     (attempt,) = found.trace.attempts
     completion = attempt.completion
     assert (found.origin, found.trace.task, found.trace.query.text) == ("collected", "t", QUESTION["text"])
@@ -115,7 +102,7 @@ def test_the_prompt_is_known_as_the_router_will_know_it(server, store):
     chain.invoke(QUESTION, {"callbacks": [handler]})
     routed = RouterRunnable.from_chain(chain, tiers={SMALL: lambda call: Completion("no")}, release=release(), task="t")
     routed.invoke(QUESTION, {"callbacks": [handler]})
-    collected, served = traces(store)
+    collected, served = kept(store)
     assert collected.trace.accepted.completion.prompt == served.trace.accepted.completion.prompt != "none"
 
 
@@ -129,7 +116,7 @@ async def test_a_chain_that_is_awaited_or_streamed_leaves_the_same(server, store
     assert [chunk async for chunk in chain.astream(QUESTION, config)]
     chain.batch([QUESTION, QUESTION], config)
     await asyncio.gather(*(chain.ainvoke(QUESTION, config) for _ in range(3)))
-    found = traces(store)
+    found = kept(store)
     assert len(found) == 9
     assert {recorded.trace.attempts[0].completion.text for recorded in found} == {"an answer"}
     assert len({recorded.unit for recorded in found}) == 9
@@ -143,7 +130,7 @@ def test_feedback_to_the_run_of_the_user_finds_its_trace(server, store):
     mine = uuid4()
     chain.invoke(QUESTION, {"callbacks": [handler], "run_id": mine})
     store.signal(mine, "thumbs", 1)
-    assert str(mine) in traces(store)[0].runs
+    assert str(mine) in kept(store)[0].runs
     assert store.counts().unknown_signals == 0
 
 
@@ -154,7 +141,7 @@ def test_an_answer_that_the_parser_cannot_read_is_a_signal(server, store, script
     with pytest.raises(ValueError, match="Invalid json output"):
         chain.invoke(QUESTION, {"callbacks": [handler]})
     chain.invoke(QUESTION, {"callbacks": [handler]})
-    bad, good = traces(store)
+    bad, good = kept(store)
     assert signals(store) == [
         (bad.id, "parser", "parser:JsonOutputParser", 0.0),
         (good.id, "parser", "parser:JsonOutputParser", 1.0),
@@ -177,7 +164,7 @@ def test_a_validator_behind_the_model_is_a_signal(server, store, script):
     strict = RunnableLambda(lambda message: Reply.model_validate_json(message.content))
     with pytest.raises(ValueError, match="Reply"):
         (PROMPT | chat(server) | strict).invoke(QUESTION, {"callbacks": [handler]})
-    (found,) = traces(store)
+    (found,) = kept(store)
     assert signals(store) == [(found.id, "validator", "validator:Reply", 0.0)]
 
 
@@ -186,7 +173,7 @@ def test_a_question_that_is_asked_again_was_not_answered_well(server, store, scr
     script.answers = ["no json", '{"text": "yes"}']
     chain = (PROMPT | chat(server) | PydanticOutputParser(pydantic_object=Reply)).with_retry(stop_after_attempt=2)
     chain.invoke(QUESTION, {"callbacks": [handler]})
-    first, second = traces(store)
+    first, second = kept(store)
     assert (first.id, "retry", "asked again", 0.0) in signals(store)
     assert not [one for one in signals(store) if one[0] == second.id and one[3] == 0]
     assert first.unit == second.unit
@@ -197,7 +184,7 @@ def test_failed_attempts_belong_to_the_trace_of_the_answer(server, store):
     server.fail(500, times=1)
     model = chat(server).with_retry(stop_after_attempt=3, wait_exponential_jitter=False)
     (PROMPT | model | StrOutputParser()).invoke(QUESTION, {"callbacks": [handler]})
-    (found,) = traces(store)
+    (found,) = kept(store)
     assert [attempt.completion is None for attempt in found.trace.attempts] == [True, False]
     assert "Error code: 500" in found.trace.attempts[0].error
     assert 0 in found.runs.values()
@@ -208,7 +195,7 @@ def test_a_model_that_never_answers_leaves_its_failures(server, store):
     server.fail(500, times=5)
     with pytest.raises(Exception, match="scripted"):
         (PROMPT | chat(server)).invoke(QUESTION, {"callbacks": [handler]})
-    (found,) = traces(store)
+    (found,) = kept(store)
     assert [attempt.accepted for attempt in found.trace.attempts] == [False]
     assert found.trace.reason == "every call of the model failed"
 
@@ -232,7 +219,7 @@ def test_tools_tell_of_the_call_that_asked_for_them(server, store):
     agent("mine").invoke(QUESTION, {"callbacks": [handler]})
     with pytest.raises(ValueError, match="no such account"):
         agent("none").invoke(QUESTION, {"callbacks": [handler]})
-    good, bad = traces(store)
+    good, bad = kept(store)
     assert signals(store) == [(good.id, "tool", "tool:balance", 1.0), (bad.id, "tool", "tool:balance", 0.0)]
 
 
@@ -241,7 +228,7 @@ def test_calls_of_one_thread_belong_together(server, store):
     chain = PROMPT | chat(server)
     for _ in range(2):
         chain.invoke(QUESTION, {"callbacks": [handler], "metadata": {"thread_id": "dialogue"}})
-    assert [found.unit for found in traces(store)] == ["dialogue", "dialogue"]
+    assert [found.unit for found in kept(store)] == ["dialogue", "dialogue"]
 
 
 def test_behind_a_router_the_whole_decision_is_kept(server, store):
@@ -252,7 +239,7 @@ def test_behind_a_router_the_whole_decision_is_kept(server, store):
     mine = uuid4()
     routed.invoke(QUESTION, {"callbacks": [handler], "run_id": mine})
     asyncio.run(routed.ainvoke(QUESTION, {"callbacks": [handler]}))
-    first, second = traces(store)
+    first, second = kept(store)
     assert first.trace.attempts[0].completion.text == "a guess"
     assert [attempt.tier for attempt in first.trace.attempts] == [SMALL, FRONTIER]
     assert first.trace.attempts[0].confidence == pytest.approx(0.2)
@@ -273,7 +260,7 @@ def test_an_audited_chain_with_a_handler_is_kept_once_with_its_run_ids_and_audit
     with model.audited(lambda *_: 0.5, tmp_path / "log.jsonl", AuditOptions(share=1.0), store) as watched:
         (PROMPT | watched).invoke({"text": QUESTION_SEEN}, {"callbacks": [handler], "run_id": mine})
     store.signal(str(mine), "thumbs", 1)
-    (found,) = traces(store)
+    (found,) = kept(store)
     assert str(mine) in found.runs
     assert (found.propensity, found.origin) == (1.0, "served")
     called = [*found.trace.attempts, *found.beside["audit"]]
@@ -314,7 +301,7 @@ def test_a_long_session_id_loses_no_trace(server, store):
     handler = SignalCallbackHandler(store)
     for _ in range(2):
         (PROMPT | chat(server)).invoke(QUESTION, {"callbacks": [handler], "metadata": {"session_id": "s" * 1000}})
-    first, second = traces(store)
+    first, second = kept(store)
     assert first.unit == second.unit
     assert len(first.unit) == 64
 
@@ -344,7 +331,7 @@ def test_a_model_is_the_tier_of_its_name(server, store, caplog):
     handler = SignalCallbackHandler(store, portfolio=tiers)
     for name in ("gpt-4o-mini", "gpt-4o-mini-2024-07-18", "gpt-4o", "some-model"):
         (PROMPT | chat(server, name)).invoke(QUESTION, {"callbacks": [handler]})
-    assert [one.trace.attempts[0].tier for one in traces(store)] == ["gpt-4o-mini", "gpt-4o-mini", "gpt-4o", "gpt-4o"]
+    assert [one.trace.attempts[0].tier for one in kept(store)] == ["gpt-4o-mini", "gpt-4o-mini", "gpt-4o", "gpt-4o"]
     assert "some-model is taken for gpt-4o" in caplog.text
 
 
@@ -353,7 +340,7 @@ def test_a_task_that_is_none_or_a_tier_that_is_unknown_is_refused(server, store)
         SignalCallbackHandler(store, portfolio=portfolio(), tiers={"big-model": "nobody"})
     handler = SignalCallbackHandler(store)
     (PROMPT | chat(server)).invoke(QUESTION, {"callbacks": [handler], "metadata": {"routenlp_task": "billing"}})
-    assert traces(store)[0].trace.task == "billing"
+    assert kept(store)[0].trace.task == "billing"
 
 
 def test_a_share_of_what_was_answered_runs_on_other_models_too(server, store):
@@ -364,7 +351,7 @@ def test_a_share_of_what_was_answered_runs_on_other_models_too(server, store):
         chain = PROMPT | chat(server).bind(stop=["\n"]) | StrOutputParser()
         for i in range(30):
             chain.invoke({"text": f"question {i}"}, {"callbacks": [handler]})
-    found = traces(store)
+    found = kept(store)
     ran = [recorded for recorded in found if recorded.beside]
     assert len(found) == 30
     assert {recorded.id for recorded in ran} == {recorded.id for recorded in found if shadow.drawn(recorded.id)}
@@ -405,7 +392,7 @@ def test_calls_with_tools_run_in_the_shadow_where_the_task_has_them(store):
             # as a router in its place asks
             told = RouterChatModel(tiers={FRONTIER: chat(server, FRONTIER)}, release=Release.frontier_only(one))
             routed = told.bind_tools([weather], tool_choice="any").invoke("weather?").response_metadata["routenlp"]
-        found = traces(store)[-1]
+        found = kept(store)[-1]
         assert found.trace.attempts[0].completion.prompt == routed["attempts"][0]["prompt"]
         assert [a.completion.text for a in found.beside.get("shadow", ())] == [
             f'[{{"args": {{"city": "{SMALL}"}}, "name": "weather"}}]'

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from helpers import FRONTIER, PRICES, SMALL, gated
+from helpers import BEYOND, FRONTIER, SMALL, gated, release_beyond
 from llama_index.core import Document, MockEmbedding, VectorStoreIndex
 from llama_index.core.agent.workflow import FunctionAgent
 from llama_index.core.base.llms.types import ImageBlock
@@ -21,7 +21,7 @@ from llama_index_instrumentation.event_handlers import BaseEventHandler
 from pydantic import BaseModel
 
 from llama_index.llms.routenlp import RouterLLM
-from routenlp_plugins import Completion, DataError, Policy, Portfolio, PortfolioError, Release, Task, Tier, TierError
+from routenlp_plugins import Completion, DataError, PortfolioError, Release, TierError
 from routenlp_plugins.policy import Rung
 from routenlp_plugins.testing import ScriptedServer, ScriptedTier
 
@@ -29,23 +29,14 @@ from routenlp_plugins.testing import ScriptedServer, ScriptedTier
 pytestmark = [
     pytest.mark.filterwarnings(f"ignore::pydantic.warnings.PydanticDeprecatedSince{since}") for since in (20, 211)
 ]
-BEYOND = ("structured output", "tools")
 SAID = "the frontier says so"
 WORDS = [SAID[i : i + 4] for i in range(0, len(SAID), 4)]
 ASKED = [ChatMessage("hi")]
 
 
-def release(rung: Rung, requires: tuple[str, ...] = (), *tasks: str) -> Release:
-    tiers = tuple(Tier(name, PRICES[name], PRICES[name], supports=BEYOND) for name in (SMALL, FRONTIER))
-    names = tasks or ("t",)
-    portfolio = Portfolio(tiers, FRONTIER, tuple(Task(name, requires=requires) for name in names))
-    ladders = {**dict.fromkeys(names, ()), names[0]: (rung,)}
-    return Release(portfolio, Policy(FRONTIER, ladders, requires={name: requires for name in names if requires}))
-
-
-ALWAYS, GATED = release(Rung(SMALL)), release(gated(SMALL, 0.5, "token_probability"))
-NEVER = release(gated(SMALL, 1.0, "confidence"))
-TOOLS = release(Rung(SMALL), BEYOND)
+ALWAYS, GATED = release_beyond(Rung(SMALL)), release_beyond(gated(SMALL, 0.5, "token_probability"))
+NEVER = release_beyond(gated(SMALL, 1.0, "confidence"))
+TOOLS = release_beyond(Rung(SMALL), BEYOND)
 
 
 @pytest.fixture
@@ -109,7 +100,7 @@ class TestAnswers:
 
     @pytest.mark.parametrize(("task", "tier"), [("easy", SMALL), ("hard", FRONTIER)])
     def test_the_task_may_come_with_the_call_or_its_last_message(self, small, frontier, task, tier):
-        llm = router(small, frontier, release(Rung(SMALL), (), "easy", "hard"))
+        llm = router(small, frontier, release_beyond(Rung(SMALL), (), "easy", "hard"))
         message = ChatMessage("hi", additional_kwargs={"routenlp_task": task})
         for response in (llm.chat(ASKED, routenlp_task=task), llm.chat([message])):
             assert decision(response)["tier"] == tier
@@ -283,3 +274,10 @@ class TestTrouble:
             router(small, frontier, ALWAYS, task="x")
         with pytest.raises(DataError, match="messages: empty"):
             router(small, frontier, ALWAYS).chat([])
+
+
+async def test_an_empty_answer_below_the_frontier_is_passed_over(frontier):
+    with ScriptedServer(lambda request: "") as mute:
+        llm = router(mute, frontier, ALWAYS)
+        assert [llm.chat(ASKED).message.content, (await llm.achat(ASKED)).message.content] == [SAID, SAID]
+        assert list(llm.stream_chat(ASKED))[-1].message.content == SAID

@@ -7,14 +7,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from helpers import FRONTIER, PRICES, SMALL, gated
+from helpers import FRONTIER, PRICES, SMALL, gated, kept, signals
 from llama_index.core import Document, MockEmbedding, VectorStoreIndex
 from llama_index.core.llms import ChatMessage, MockLLM
 from llama_index.core.prompts import PromptTemplate
 from llama_index.llms.openai_like import OpenAILike
 from llama_index_instrumentation.dispatcher import instrument_tags
 from pydantic import BaseModel
-from sqlalchemy import text
 
 from llama_index.llms.routenlp import RouterLLM, SignalEventHandler, shadow_tiers
 from routenlp_plugins import (
@@ -63,18 +62,6 @@ def like(server: ScriptedServer, name: str = FRONTIER, **more: Any) -> OpenAILik
     return OpenAILike(
         model=name, api_base=server.url, api_key="none", reuse_client=False, additional_kwargs=logprobs, **facts, **more
     )
-
-
-def kept(store: TraceStore) -> list[Any]:
-    store.flush(10)
-    return list(store.traces())
-
-
-def signals(store: TraceStore) -> list[tuple[str, str, str, float]]:
-    store.flush(10)
-    with store.engine.connect() as connection:
-        rows = connection.execute(text("SELECT run_id, kind, source, value FROM signals ORDER BY at, kind, source"))
-        return [tuple(row) for row in rows]
 
 
 async def everything(llm: Any) -> None:

@@ -1,15 +1,23 @@
-"""Plain callables among the models of a framework: they know nothing of its tools and formats."""
+"""Among the models of a framework: plain callables, which know nothing of its tools, and answers that say nothing."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from inspect import iscoroutinefunction
 from typing import Any
 
 from ..errors import TierError
 from ..types import Call, Completion
 
-__all__ = ["text_only"]
+__all__ = ["text_only", "valid_if_said"]
+
+
+def valid_if_said(completion: Completion) -> Completion:
+    """An answer of a model; one that says nothing and calls nothing is not valid: below the frontier it is paid for and
+    passed over, and the frontier's own is returned as it is."""
+    if completion.text:
+        return completion
+    return replace(completion, scores={**completion.scores, "valid": 0.0})
 
 
 def text_only(tier: Any) -> Any:

@@ -13,9 +13,18 @@ import anyio
 import dspy
 from anyio.from_thread import start_blocking_portal
 from dspy.clients.backend_selection import CLIENT_KEYS
-from dspy.lm15 import Config, LM15Error, Message, Request, request_from_openai_chat
+from dspy.lm15 import Config, LM15Error, Message, Request, Response, request_from_openai_chat
 
-from routenlp_plugins import Call, Completion, Delta, PortfolioError, SelfConsistentTier, WrappingTier, text_only
+from routenlp_plugins import (
+    Call,
+    Completion,
+    Delta,
+    PortfolioError,
+    SelfConsistentTier,
+    WrappingTier,
+    text_only,
+    valid_if_said,
+)
 
 from .messages import completion_of
 
@@ -73,13 +82,13 @@ class LMTier:
         """The model's answer."""
         request, cache = self._asked(call)
         with _silent():
-            return completion_of(self.lm(request, cache=cache), provider_of(self.lm))
+            return self._completion(self.lm(request, cache=cache))
 
     async def acall(self, call: Call) -> Completion:
         """As calling it, without blocking the event loop."""
         request, cache = self._asked(call)
         with _silent():
-            return completion_of(await self.lm.acall(request, cache=cache), provider_of(self.lm))
+            return self._completion(await self.lm.acall(request, cache=cache))
 
     def stream(self, call: Call) -> Iterator[Delta | Completion]:
         """The answer as the model streams it, and at last the whole of it."""
@@ -100,7 +109,7 @@ class LMTier:
             try:
                 while (piece := pieces.get()) is not None:
                     yield piece
-                yield completion_of(running.result(), provider_of(self.lm))
+                yield self._completion(running.result())
             finally:
                 pieces.closed = True
 
@@ -121,9 +130,12 @@ class LMTier:
         try:
             while (piece := await pieces.queue.get()) is not None:
                 yield piece
-            yield completion_of(await running, provider_of(self.lm))
+            yield self._completion(await running)
         finally:
             running.cancel()
+
+    def _completion(self, response: Response) -> Completion:
+        return valid_if_said(completion_of(response, provider_of(self.lm)))
 
     def _asked(self, call: Call) -> tuple[Request, bool]:
         """The request, with the tier's own options, and whether its cache may answer it."""

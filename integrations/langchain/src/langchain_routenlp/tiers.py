@@ -22,6 +22,7 @@ from routenlp_plugins import (
     TierError,
     WrappingTier,
     text_only,
+    valid_if_said,
 )
 
 from .chunks import delta_of, whole
@@ -142,7 +143,7 @@ class LangChainTier:
     def _completion(self, message: BaseMessage, call: Call) -> Completion:
         if not isinstance(message, AIMessage):
             raise TypeError(f"expected an AIMessage, got {type(message).__name__}")
-        completion = completion_of(message)
+        completion = valid_if_said(completion_of(message))
         structured = _asked(call).structured
         if structured is not None:
             valid = structured.form(call.tier).valid(message)

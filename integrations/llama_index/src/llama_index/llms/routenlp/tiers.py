@@ -12,7 +12,7 @@ from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.core.llms.llm import LLM
 from llama_index_instrumentation.dispatcher import active_instrument_tags, instrument_tags
 
-from routenlp_plugins import Call, Completion, Delta, PortfolioError, TierError, WrappingTier, text_only
+from routenlp_plugins import Call, Completion, Delta, PortfolioError, TierError, WrappingTier, text_only, valid_if_said
 
 from .messages import completion_of
 
@@ -66,13 +66,13 @@ class LLMTier:
         """The model's answer."""
         way, arguments = self._way(call, "chat")
         with _tagged(call):
-            return completion_of(way(**arguments))
+            return valid_if_said(completion_of(way(**arguments)))
 
     async def acall(self, call: Call) -> Completion:
         """As calling it, without blocking the event loop."""
         way, arguments = self._way(call, "achat")
         with _tagged(call):
-            return completion_of(await way(**arguments))
+            return valid_if_said(completion_of(await way(**arguments)))
 
     def stream(self, call: Call) -> Iterator[Delta | Completion]:
         """The answer as the model streams it, and at last the whole of it."""
@@ -84,7 +84,7 @@ class LLMTier:
             if _says(last):
                 yield _delta(last)
         if last is not None:
-            yield completion_of(last)
+            yield valid_if_said(completion_of(last))
 
     async def astream(self, call: Call) -> AsyncIterator[Delta | Completion]:
         """As `stream`, without blocking the event loop."""
@@ -96,7 +96,7 @@ class LLMTier:
             if _says(last):
                 yield _delta(last)
         if last is not None:
-            yield completion_of(last)
+            yield valid_if_said(completion_of(last))
 
     def _way(self, call: Call, name: str) -> tuple[Any, dict[str, Any]]:
         """The method that answers, and what it is given."""
