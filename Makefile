@@ -79,6 +79,7 @@ bench: $(DEV)/.installed
 	$(DEV)/bin/python benchmarks/distillation.py
 	$(DEV)/bin/python benchmarks/distillation_loop.py
 	$(DEV)/bin/python benchmarks/distillation_lora.py
+	$(DEV)/bin/python benchmarks/dspy_programs.py
 
 clean:
 	rm -rf $(DEMO) $(DEV) demo-output demo-report.html

@@ -167,7 +167,7 @@ class Dispatcher:
             yield
         except TierError as error:
             task = task_of(self.release.policy, query)
-            error.trace = Trace(query, task, error.attempts, f"no tier answered ({error})")
+            error.trace = Trace(query, task, error.attempts, str(error))
             self._tell(error.trace)
             raise
         except (GeneratorExit, asyncio.CancelledError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from copy import copy, deepcopy
+from copy import copy
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,8 +13,8 @@ import dspy
 from routenlp_plugins import Answer, Dispatcher, PortfolioError, Query, Release, TierError, Trace, WrappingTier
 
 from .messages import TASK, context_task
-from .programs import ProgramCall, ProgramTier, Reading, Result
-from .saving import release_from_state, release_state
+from .programs import OPTIONS, ProgramCall, ProgramTier, Reading, Result
+from .saving import Routing
 from .telling import tell, telling
 
 __all__ = ["RouterModule", "decision_of"]
@@ -58,12 +58,15 @@ class RouterModule(dspy.Module):  # type: ignore[misc]
         self._dispatcher = Dispatcher(release, used, comparators, tuple(listeners))
         self._dispatcher.release.check_task(self._reading.task)
         students = dict(student) if isinstance(student, Mapping) else dict.fromkeys(tiers, student)
+        unknown = [name for name in students if name not in tiers]
+        if unknown:
+            raise PortfolioError(f"student: {', '.join(unknown)} is no tier; tiers: {', '.join(tiers)}")
         for name in tiers:
             if not isinstance(students.get(name), dspy.Module):
-                raise PortfolioError(
-                    f"student: tier {name} needs a dspy.Module, got {type(students.get(name)).__name__}"
-                )
+                given = type(students.get(name)).__name__
+                raise PortfolioError(f"student: tier {name} needs a dspy.Module, got {given}")
         self.students = students
+        self.routing = Routing(self)
 
     @property
     def release(self) -> Release:
@@ -90,49 +93,82 @@ class RouterModule(dspy.Module):  # type: ignore[misc]
         with self._own_errors(), telling():
             return self._accepted(tell(await self._dispatcher.arun(self._query(inputs))))
 
-    def routed(self, release: Release | str | Path, students: Mapping[str, dspy.Module] | None = None) -> RouterModule:
+    def routed(self, release: Release | str | Path, students: Mapping[str, dspy.Module] | None = None) -> Self:
         """The same over another release, and other programs."""
+        other = self._copied()
+        other.take(Release.given(release), dict(students or self.students))
+        return other
+
+    def take(self, release: Release, students: dict[str, dspy.Module]) -> None:
+        """Go on with another release and other programs.
+
+        Raises:
+            PortfolioError: a tier is missing or unknown.
+        """
         own = self._dispatcher
-        return RouterModule(
-            students or self.students, self._tiers, release, self._reading, own.comparators, own.listeners
-        )
+        self._dispatcher = Dispatcher(release, own.tiers, own.comparators, own.listeners)
+        self.students = students
+
+    def get_lm(self) -> dspy.BaseLM:
+        """The frontier's; there are several."""
+        return _lm(self._tiers[self.release.portfolio.frontier])
+
+    def set_lm(self, lm: dspy.BaseLM) -> None:
+        """Sample as this one does, as DSPy's own modules ask for copies of `get_lm`: its temperature and rollout are
+        those of all tiers from now on, which the certificate does not speak of.
+
+        Raises:
+            PortfolioError: it is none of the tiers' models: their LMs are given to the constructor.
+        """
+        if lm.model not in {_lm(tier).model for tier in self._tiers.values()}:
+            raise PortfolioError(
+                f"set_lm: {lm.model} is no tier's; the language models of a RouterModule are its tiers, "
+                "RouterModule(student, tiers, release)"
+            )
+        drawn = {name: lm.kwargs[name] for name in ("temperature", "rollout_id") if lm.kwargs.get(name) is not None}
+        self._tiers = {name: _drawn(tier, drawn) for name, tier in self._tiers.items()}
+        own, used = self._dispatcher, {name: ProgramTier.of(name, tier) for name, tier in self._tiers.items()}
+        self._dispatcher = Dispatcher(own.release, used, own.comparators, own.listeners)
 
     def dump_state(self, json_mode: bool = True) -> dict[str, Any]:
         """The programs of the tiers and the release; LMs are given again to the module that loads it."""
-        shared = len({id(student) for student in self.students.values()}) == 1
-        own = {"release": release_state(self.release), "shared": shared}
-        state: dict[str, Any] = super().dump_state(json_mode=json_mode)
-        return {**state, _STATE: own}
+        return {_STATE: self.routing.dump_state(json_mode=json_mode)}
 
     def load_state(self, state: Mapping[str, Any], *, allow_unsafe_lm_state: bool = False) -> None:
-        """Take over programs and release of a state; the module must have the tiers that the release calls.
+        """Take over programs and release of a state; the module must have the same tiers.
 
         Raises:
             ReleaseError: the release was edited.
-            PortfolioError: a tier is missing or unknown.
+            PortfolioError: the state is another module's, or tiers are missing or unknown.
         """
         if _STATE not in state:
             raise PortfolioError("the state is not that of a RouterModule: load it into the program it was saved from")
-        own = state[_STATE]
-        students = self.students
-        if not own["shared"]:
-            students = {name: deepcopy(student) for name, student in students.items()}
-        new = self.routed(release_from_state(own["release"]), students)
-        super(RouterModule, new).load_state(state, allow_unsafe_lm_state=allow_unsafe_lm_state)
-        self.students, self._dispatcher = new.students, new._dispatcher
+        self.routing.load_state(state[_STATE], allow_unsafe_lm_state=allow_unsafe_lm_state)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Programs are copied; tiers and release are shared: connections and local models cannot be copied."""
+        other = self._copied()
+        memo[id(self)] = other
+        for student in self.students.values():
+            if id(student) not in memo:
+                memo[id(student)] = student.deepcopy()
+        other.students = {name: memo[id(student)] for name, student in self.students.items()}
+        return other
+
+    def _copied(self) -> Self:
         other = copy(self)
-        other.students = deepcopy(self.students, memo)
+        other.routing = Routing(other)
         other.history, other.callbacks = [], [*self.callbacks]
         return other
 
     def _query(self, inputs: dict[str, Any]) -> Query:
         given = dict(inputs)
         task = given.pop(TASK, context_task(self._reading.task))
+        if "lm" in given:
+            raise PortfolioError("lm: the language models of a RouterModule are its tiers; leave lm out of its inputs")
         asked = ProgramCall(self.students, given, self._reading)
-        return Query(self._reading.query(given), task=task, payload=asked)
+        words = self._reading.query({name: value for name, value in given.items() if name not in OPTIONS})
+        return Query(words, task=task, requires=_requires(given), payload=asked)
 
     def _accepted(self, answer: Answer) -> dspy.Prediction:
         result: Result = answer.payload
@@ -154,6 +190,23 @@ class RouterModule(dspy.Module):  # type: ignore[misc]
                 raise
             own.add_note(f"routenlp: {error}")
             raise own from own.__cause__
+
+
+_MEDIA = {dspy.Image: "image", dspy.Audio: "audio", dspy.Tool: "tools"}
+
+
+def _requires(inputs: Mapping[str, Any]) -> frozenset[str]:
+    """What inputs ask of a model beyond text."""
+    several = [one for value in inputs.values() for one in (value if isinstance(value, list | tuple) else (value,))]
+    return frozenset(name for kind, name in _MEDIA.items() if any(isinstance(one, kind) for one in several))
+
+
+def _lm(tier: Any) -> dspy.BaseLM:
+    return _lm(tier.tier) if isinstance(tier, WrappingTier) else tier
+
+
+def _drawn(tier: Any, options: Mapping[str, Any]) -> Any:
+    return tier.around(_drawn(tier.tier, options)) if isinstance(tier, WrappingTier) else tier.copy(**options)
 
 
 def decision_of(prediction: dspy.Prediction) -> Trace | None:

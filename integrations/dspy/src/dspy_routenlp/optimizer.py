@@ -7,7 +7,6 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import Context, copy_context
 from dataclasses import dataclass, field
-from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeAlias
@@ -32,7 +31,8 @@ from routenlp_plugins import (
 )
 
 from .module import RouterModule
-from .programs import ProgramCall, ProgramTier, Result, prompt_of
+from .programs import ProgramCall, ProgramTier, Result
+from .prompts import code_of, digest_of, prompt_of
 
 __all__ = ["RouterOptimizer", "Searched"]
 
@@ -158,7 +158,10 @@ class RouterOptimizer(Teleprompter):  # type: ignore[misc]
         learn, compare = trainset[:half], trainset[half:]
         frontier = module.release.portfolio.frontier
         lead = teacher or module.students[frontier].deepcopy()
-        lead.set_lm(_lm(module.tiers[frontier]))
+        if any(predictor.lm is None for predictor in lead.predictors()):
+            lead = lead.deepcopy()
+            for predictor in lead.predictors():
+                predictor.lm = predictor.lm or _lm(module.tiers[frontier])
         found = {}
         for name, plain in module.students.items():
             found[name] = plain.deepcopy()
@@ -213,9 +216,13 @@ class _Examples:
     _context: Context = field(default_factory=copy_context, init=False)
 
     def __post_init__(self) -> None:
-        prompts = " ".join(prompt_of(student) for student in self.module.students.values())
+        # what was kept of another program, metric or model is not asked for again
+        told = [prompt_of(student, _lm(self.module.tiers[name])) for name, student in self.module.students.items()]
+        told += [code_of(self.metric), *(code_of(student) for student in self.module.students.values())]
+        told += [f"{name} {_lm(tier).model}" for name, tier in self.module.tiers.items()]
+        made = digest_of(told)
         self._of = {
-            f"{place}-{_digest(prompts, repr(sorted(example.items())))}": example
+            f"{place}-{digest_of([made, dict(example.items())])}": example
             for place, example in enumerate(self.examples)
         }
 
@@ -223,18 +230,14 @@ class _Examples:
     def references(self) -> list[Reference]:
         reading = self.module.reading
         task = reading.task or _only_task(self.portfolio)
-        return [
-            Reference(Query(reading.query(example.inputs().toDict()), task, name), "")
-            for name, example in self._of.items()
-        ]
+        return [Reference(Query(reading.query(_inputs(one)), task, name), "") for name, one in self._of.items()]
 
     def tier(self, name: str) -> Callable[[Call], Completion]:
         """A tier that knows the inputs of an example by its id."""
         own = ProgramTier.of(name, self.module.tiers[name])
 
         def run(call: Call) -> Completion:
-            inputs = self._of[call.query.id or ""].inputs().toDict()
-            asked = ProgramCall(self.module.students, inputs, self.module.reading)
+            asked = ProgramCall(self.module.students, _inputs(self._of[call.query.id or ""]), self.module.reading)
             query = Query(call.query.text, call.query.task, call.query.id, payload=asked)
             # DSPy's settings are those of the thread that compiles
             made: Completion = self._context.copy().run(own, Call(call.tier, query))
@@ -242,12 +245,29 @@ class _Examples:
 
         return run
 
-    def judged(self, reference: Reference, completion: Completion) -> float:
-        """What the metric says; nothing is as bad as a prediction that could not be parsed."""
+    def judged(self, reference: Reference, completion: Completion) -> float | None:
+        """What the metric says; nothing is as bad as no prediction."""
         result = completion.payload
         if not isinstance(result, Result):
             return 0.0
-        return float(self.metric(self._of[reference.query.id or ""], result.prediction))
+        given = self._of[reference.query.id or ""], result.prediction
+        said = self._context.copy().run(self.metric, *given, *[None] * _beyond_two(self.metric))
+        return None if said is None else float(said)
+
+
+def _inputs(example: dspy.Example) -> dict[str, Any]:
+    return dict(example.inputs().items())
+
+
+def _beyond_two(metric: DspyMetric) -> int:
+    """Arguments that a metric needs beside example and prediction, such as a trace."""
+    try:
+        parameters = inspect.signature(metric).parameters.values()
+    except ValueError:
+        return 0
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    needed = [one for one in parameters if one.kind in kinds and one.default is inspect.Parameter.empty]
+    return max(len(needed) - 2, 0)
 
 
 def _only_task(portfolio: Portfolio) -> str:
@@ -269,7 +289,10 @@ def _compiled(
     optimiser: Teleprompter, student: dspy.Module, teacher: dspy.Module, trainset: list[dspy.Example]
 ) -> dspy.Module:
     takes = inspect.signature(optimiser.compile).parameters
-    more = {"teacher": teacher} if "teacher" in takes else {}
+    if "trainset" not in takes:
+        raise PortfolioError(f"prompts: {type(optimiser).__name__} compiles without a trainset; compile with it before")
+    # GEPA names a teacher and refuses one
+    more = {"teacher": teacher} if "teacher" in takes and not isinstance(optimiser, dspy.GEPA) else {}
     made: dspy.Module = optimiser.compile(student, trainset=trainset, **more)
     return made
 
@@ -285,7 +308,3 @@ def _check_apart(trainset: Sequence[dspy.Example], valset: Sequence[dspy.Example
     both = sum(repr(sorted(example.inputs().items())) in seen for example in valset)
     if both:
         raise DataError(f"valset: {both} of its examples are in trainset too; a certificate on them would be void")
-
-
-def _digest(*parts: str) -> str:
-    return sha256("\0".join(parts).encode("utf-8", "replace")).hexdigest()[:12]

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
-from hashlib import sha256
+from types import TracebackType
 from typing import Any
 
 import dspy
 from dspy.lm15 import Response
 
-from routenlp_plugins import Call, Completion, PortfolioError, WrappingTier
+from routenlp_plugins import Call, Completion, DataError, PortfolioError, SelfConsistentTier, WrappingTier
 
 from .messages import completion_of
-from .tiers import provider_of
+from .prompts import prompt_of
+from .tiers import LMTier, provider_of
 
-__all__ = ["ProgramCall", "ProgramTier", "Reading", "Result", "completion_of_entry", "prompt_of"]
+__all__ = ["OPTIONS", "ProgramCall", "ProgramTier", "Reading", "Result", "completion_of_entry"]
+
+OPTIONS = ("config", "demos", "signature")
+"""Inputs that predictors take as options of the call."""
+_BESIDE = ("reasoning", "rationale", "logprobs", "trajectory")
+"""Outputs that come beside an answer."""
 
 
 def inputs_as_text(inputs: Mapping[str, Any]) -> str:
@@ -26,9 +30,6 @@ def inputs_as_text(inputs: Mapping[str, Any]) -> str:
     if len(inputs) == 1:
         return _said(next(iter(inputs.values())))
     return "\n".join(f"{name}: {_said(value)}" for name, value in inputs.items())
-
-
-_BESIDE = ("reasoning", "rationale", "logprobs")
 
 
 def outputs_as_text(prediction: dspy.Prediction) -> str:
@@ -76,8 +77,9 @@ class ProgramTier:
     """A program on one language model.
 
     Nothing of an attempt reaches DSPy's trace, or whoever streams: of the accepted one the trace is in the `Result`.
-    Its log-probabilities and tokens are those of all calls it made, other evidence that of its only one. An answer that
-    DSPy cannot parse is not valid: it is paid for and passed over.
+    Its log-probabilities and tokens are those of all calls it made, other evidence that of its only one. Calls of other
+    models within cost what DSPy says they do; where it does not know, the cost is unknown. A program that fails after
+    its model answered, as where DSPy cannot parse the answer, gave none that is valid: it is paid for and passed over.
     """
 
     lm: dspy.BaseLM
@@ -90,48 +92,45 @@ class ProgramTier:
             PortfolioError: it is none.
         """
         if isinstance(tier, WrappingTier):
-            return tier.around(cls.of(name, tier.tier))
+            inner = cls.of(name, tier.tier)
+            if isinstance(tier, SelfConsistentTier) and isinstance(inner, cls):
+                # a cache would answer every sample with the first
+                inner = cls(inner.lm.copy(cache=False))
+            return tier.around(inner)
         if not isinstance(tier, dspy.BaseLM):
             raise PortfolioError(
                 f"tiers: {name} must be a dspy.LM, got {type(tier).__name__}; anything else answers inside a "
-                "RouterEngine"
+                "RouterEngine, or as tier_lm(...)"
             )
         return cls(tier)
 
     def __call__(self, call: Call) -> Completion:
         """Run the program."""
-        asked: ProgramCall = call.payload
+        asked = call.payload
+        if not isinstance(asked, ProgramCall):
+            # a question of our own, such as whether an answer is right
+            return LMTier(self.lm)(call)
         student = asked.students[call.tier]
-        with self._attempt(call) as attempt:
+        with _Attempt(self.lm, call) as attempt:
             attempt.prediction = student(**asked.inputs)
-        return attempt.completion(asked.reading, student, self.lm)
+        return attempt.completion(asked, student)
 
     async def acall(self, call: Call) -> Completion:
         """As calling it, without blocking the event loop."""
-        asked: ProgramCall = call.payload
+        asked = call.payload
+        if not isinstance(asked, ProgramCall):
+            return await LMTier(self.lm).acall(call)
         student = asked.students[call.tier]
-        with self._attempt(call) as attempt:
+        with _Attempt(self.lm, call) as attempt:
             attempt.prediction = await student.acall(**asked.inputs)
-        return attempt.completion(asked.reading, student, self.lm)
+        return attempt.completion(asked, student)
 
-    @contextmanager
-    def _attempt(self, call: Call) -> Iterator[_Attempt]:
-        settings = dspy.settings
-        if settings.disable_history or settings.max_history_size == 0:
-            raise PortfolioError(
-                "log-probabilities and token counts are read from DSPy's history: route with disable_history=False "
-                "and max_history_size above 0"
-            )
-        attempt = _Attempt()
-        own = {"lm": self.lm, "trace": attempt.trace, "caller_modules": [*(settings.caller_modules or ()), attempt]}
-        # only what nothing can reject may be seen before it is whole
-        final = call.final is not None and not (call.final.models or call.final.prompts or call.final.valid)
-        with dspy.context(**own, **({} if final else {"send_stream": None})):
-            try:
-                yield attempt
-            except dspy.AdapterParseError:
-                if final:
-                    raise
+
+class _History(list[Mapping[str, Any]]):
+    """Of one attempt: DSPy trims those that are long, and this one counts."""
+
+    def pop(self, *_: Any) -> Any:
+        return None
 
 
 @dataclass(slots=True)
@@ -141,19 +140,53 @@ class _Attempt:
     Attributes:
         history: of calls, as DSPy keeps it.
         trace: of predictors.
-        prediction: None where it could not be parsed.
+        prediction: None where there was none.
     """
 
-    history: list[Mapping[str, Any]] = field(default_factory=list)
+    lm: dspy.BaseLM
+    call: Call
+    history: _History = field(default_factory=_History)
     trace: list[Any] = field(default_factory=list)
-    prediction: dspy.Prediction | None = None
+    prediction: Any = None
+    _context: Any = None
 
-    def completion(self, reading: Reading, student: dspy.Module, lm: dspy.BaseLM) -> Completion:
-        told = [completion_of_entry(entry, provider_of(lm)) for entry in self.history]
+    def __enter__(self) -> _Attempt:
+        settings = dspy.settings
+        if settings.disable_history or settings.max_history_size == 0:
+            raise PortfolioError(
+                "log-probabilities and token counts are read from DSPy's history: route with disable_history=False "
+                "and max_history_size above 0"
+            )
+        own = {"lm": self.lm, "trace": self.trace, "caller_modules": [*(settings.caller_modules or ()), self]}
+        # only what nothing can reject may be seen before it is whole
+        self._context = dspy.context(**own, **({} if self._final else {"send_stream": None}))
+        self._context.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        self._context.__exit__(kind, error, trace)
+        # models that fail are tiers that fail; whatever else goes wrong after an answer speaks against the answer
+        own = isinstance(error, Exception) and not isinstance(error, dspy.LMError | PortfolioError)
+        return own and bool(self.history) and not self._final
+
+    @property
+    def _final(self) -> bool:
+        final = self.call.final
+        return final is not None and not (final.models or final.prompts or final.valid)
+
+    def completion(self, asked: ProgramCall, student: dspy.Module) -> Completion:
+        """Of the whole attempt."""
+        told = [completion_of_entry(entry, provider_of(self.lm)) for entry in self.history]
+        own = [one for one, entry in zip(told, self.history, strict=True) if entry["model"] == self.lm.model]
+        others = [entry["cost"] for entry in self.history if entry["model"] != self.lm.model]
+        known = None not in others
         models = sorted({one.model for one in told if one.model is not None})
         tokens = [one.token_logprobs for one in told]
         whole = tuple(value for each in tokens if each for value in each) if all(tokens) else ()
         alone = told[0] if len(told) == 1 else Completion("")
+        options = {name: asked.inputs[name] for name in OPTIONS if name in asked.inputs}
         made = Completion(
             "",
             confidence=alone.confidence,
@@ -161,14 +194,20 @@ class _Attempt:
             token_logprobs=whole or None,
             scores=alone.scores,
             model=" + ".join(models) or None,
-            prompt=prompt_of(student),
-            input_tokens=_total(one.input_tokens for one in told),
-            output_tokens=_total(one.output_tokens for one in told),
-            cached_tokens=sum(one.cached_tokens or 0 for one in told),
+            prompt=prompt_of(student, self.lm, options),
+            input_tokens=_total(one.input_tokens for one in own) if known else None,
+            output_tokens=_total(one.output_tokens for one in own) if known else None,
+            cached_tokens=sum(one.cached_tokens or 0 for one in own) if known else None,
+            extra_usd=sum(cost for cost in others if cost is not None),
         )
         if self.prediction is None:
             return replace(made, scores={"valid": 0.0})
-        return replace(made, text=reading.answer(self.prediction), payload=Result(self.prediction, self.trace))
+        if not isinstance(self.prediction, dspy.Prediction):
+            raise DataError(
+                f"{type(student).__name__} returned a {type(self.prediction).__name__}; a program returns a "
+                "dspy.Prediction"
+            )
+        return replace(made, text=asked.reading.answer(self.prediction), payload=Result(self.prediction, self.trace))
 
 
 def completion_of_entry(entry: Mapping[str, Any], provider: str) -> Completion:
@@ -194,38 +233,6 @@ def completion_of_entry(entry: Mapping[str, Any], provider: str) -> Completion:
     )
 
 
-def prompt_of(student: dspy.Module) -> str:
-    """Fingerprint of what a program asks beside its inputs: instructions, fields, demonstrations, adapter."""
-    parts: list[Any] = [type(dspy.settings.adapter or _DEFAULT_ADAPTER).__name__]
-    for predictor in _predictors(student):
-        parts.append((_shape(predictor.signature), [dict(demo) for demo in predictor.demos], predictor.config))
-    return sha256(json.dumps(parts, sort_keys=True, default=repr).encode("utf-8", "replace")).hexdigest()[:16]
-
-
-_DEFAULT_ADAPTER = dspy.ChatAdapter()
-_NO_PARTS = ("history", "callbacks", "demos", "traces", "train")
-
-
-def _predictors(module: dspy.Module) -> Iterator[dspy.Predict]:
-    """Of a program, in order, those of parts that are compiled too. DSPy's own walk goes through all that a program
-    has ever said."""
-    if isinstance(module, dspy.Predict):
-        yield module
-    for name, value in vars(module).items():
-        if name in _NO_PARTS:
-            continue
-        several = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else (value,)
-        for one in several:
-            if isinstance(one, dspy.Module):
-                yield from _predictors(one)
-
-
-@lru_cache(maxsize=1024)
-def _shape(signature: type[dspy.Signature]) -> str:
-    fields = [(name, str(of.annotation), of.json_schema_extra) for name, of in signature.fields.items()]
-    return json.dumps([signature.instructions, fields], sort_keys=True, default=repr)
-
-
 def _total(counts: Iterable[int | None]) -> int | None:
     known = list(counts)
     return None if not known or None in known else sum(count for count in known if count is not None)
@@ -234,6 +241,6 @@ def _total(counts: Iterable[int | None]) -> int | None:
 def _said(value: Any) -> str:
     if isinstance(value, str):
         return value
-    if hasattr(value, "model_dump_json"):
+    if hasattr(value, "model_dump_json") and not isinstance(value, type):
         return str(value.model_dump_json())
     return str(value)

@@ -75,8 +75,8 @@ class SignalCallback(BaseCallback):  # type: ignore[misc]
 
     def on_module_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
         """Remember where the call belongs."""
-        self._begin(call_id, instance)
-        if isinstance(instance, RouterModule):
+        run = self._begin(call_id, instance)
+        if isinstance(instance, RouterModule) and not self._within_routed(run):
             self._routed.add(call_id)
             told()
 
@@ -109,7 +109,7 @@ class SignalCallback(BaseCallback):  # type: ignore[misc]
     def on_lm_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
         """Keep what was asked."""
         run = self._begin(call_id, instance, instance.model.partition("/")[2] or instance.model)
-        if any(above in self._routed for above in self._recorder.runs.above(run)):
+        if self._within_routed(run):
             return
         self._models[call_id] = instance
         told()
@@ -152,6 +152,9 @@ class SignalCallback(BaseCallback):  # type: ignore[misc]
         with self._recorder.ending(call_id) as run:
             if run is not None:
                 self._recorder.says(run, "tool", float(exception is None), f"tool:{run.name}")
+
+    def _within_routed(self, run: Any) -> bool:
+        return any(above in self._routed for above in self._recorder.runs.above(run))
 
     def _begin(self, call_id: str, instance: Any, name: str | None = None) -> Any:
         parent = ACTIVE_CALL_ID.get()
