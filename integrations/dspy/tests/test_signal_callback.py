@@ -172,12 +172,13 @@ async def test_behind_a_module_too(store):
     assert [attempt.tier for attempt in found[0].trace.attempts] == [SMALL, FRONTIER]
 
 
-def test_the_prompt_is_known_as_the_router_will_know_it(store, server):
+@pytest.mark.parametrize("demonstrations", [True, False])
+def test_the_prompt_is_known_as_the_router_will_know_it(store, server, demonstrations):
     program = dspy.Predict(QA)
     program.demos = [dspy.Example(question="1", answer="2")]
-    callback = SignalCallback(store, portfolio=PORTFOLIO, task="t")
+    callback = SignalCallback(store, portfolio=PORTFOLIO, task="t", demonstrations=demonstrations)
     tiers = {SMALL: lm(server, SMALL), FRONTIER: lm(server, FRONTIER, temperature=0.5)}
-    for model in (tiers[FRONTIER], RouterEngine(tiers, ALWAYS).lm()):
+    for model in (tiers[FRONTIER], RouterEngine(tiers, ALWAYS, demonstrations=demonstrations).lm()):
         with dspy.context(lm=model, callbacks=[callback]):
             program(question="where?")
     collected, served = kept(store)

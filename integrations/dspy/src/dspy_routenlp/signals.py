@@ -52,6 +52,7 @@ class SignalCallback(BaseCallback):  # type: ignore[misc]
         task: of all calls that name none.
         shadow: puts a share of what was answered to other tiers too, in the background; its tiers are those of
             `shadow_tiers`.
+        demonstrations: as the `RouterEngine` will have it, for which outcomes are collected.
 
     Raises:
         PortfolioError: `tiers` names one that the portfolio does not have.
@@ -65,7 +66,9 @@ class SignalCallback(BaseCallback):  # type: ignore[misc]
         tiers: Mapping[str, str] | None = None,
         task: str | None = None,
         shadow: Shadow | None = None,
+        demonstrations: bool = True,
     ) -> None:
+        self.demonstrations = demonstrations
         self._recorder = Recorder(store, portfolio, tiers, task, shadow)
         self._models: dict[str, dspy.BaseLM] = {}
         self._routed: set[str] = set()
@@ -113,7 +116,7 @@ class SignalCallback(BaseCallback):  # type: ignore[misc]
             return
         self._models[call_id] = instance
         told()
-        self._recorder.asked(run, _query(instance, inputs, self._recorder.task_of(run)))
+        self._recorder.asked(run, _query(instance, inputs, self._recorder.task_of(run), self.demonstrations))
 
     def on_lm_end(self, call_id: str, outputs: Any, exception: BaseException | None = None) -> None:
         """Record the trace of the call."""
@@ -174,12 +177,12 @@ def shadow_tiers(models: Mapping[str, Any]) -> dict[str, Any]:
     return {name: LMTier.of(name, model) for name, model in models.items()}
 
 
-def _query(lm: dspy.BaseLM, inputs: Mapping[str, Any], task: str) -> Query:
+def _query(lm: dspy.BaseLM, inputs: Mapping[str, Any], task: str, demonstrations: bool) -> Query:
     """As a `RouterEngine` in the place of the model would see it."""
     asked, messages, options = inputs.get("prompt"), inputs.get("messages"), dict(inputs.get("kwargs") or {})
     request = options.pop("request", asked)
     if isinstance(request, Request):
-        return query_of(request, task, demonstrations=True)
+        return query_of(request, task, demonstrations=demonstrations)
     messages = messages or [{"role": "user", "content": str(asked)}]
     body = {name: value for name, value in options.items() if value is not None and name not in OUTER}
     try:
@@ -187,7 +190,7 @@ def _query(lm: dspy.BaseLM, inputs: Mapping[str, Any], task: str) -> Query:
     except (LM15Error, TypeError, ValueError):
         # what DSPy would send another way than by its own engine
         return chat_query(tuple(messages), task, settings=call_settings(body))
-    return query_of(request, task, demonstrations=True)
+    return query_of(request, task, demonstrations=demonstrations)
 
 
 def _completion(lm: dspy.BaseLM, outputs: Any) -> Completion | None:
