@@ -6,10 +6,15 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from helpers import FRONTIER, SMALL, portfolio, release
+from helpers import FRONTIER, SMALL, portfolio, release, signals
 from langchain_core.caches import InMemoryCache
+from langchain_core.exceptions import OutputParserException
 from langchain_core.globals import set_llm_cache
-from langchain_core.output_parsers import StrOutputParser
+from langchain_core.language_models import BaseChatModel
+from langchain_core.language_models.fake_chat_models import FakeListChatModel
+from langchain_core.messages import AIMessage, AIMessageChunk
+from langchain_core.output_parsers import JsonOutputParser, StrOutputParser
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import ConfigurableField
 from langchain_core.tools import tool
@@ -92,6 +97,70 @@ class TestCaches:
                 router(server, task="easy").invoke("hi", {"callbacks": [handler]})
             store.flush(10)
             assert len(list(store.traces())) == 1
+
+    def test_other_options_and_tiers_are_other_keys(self, server, cache):
+        def asked(**more: Any) -> int:
+            before = len(server.requests)
+            router(server, task="hard", **more).invoke("hi")
+            return len(server.requests) - before
+
+        changes = [{}, {"temperature": 0.5}, {"max_tokens": 7}, {"stop": ["x"]}]
+        assert [asked(**more) for more in (*changes, *changes)] == [1] * 4 + [0] * 4
+        common = {"base_url": server.url, "api_key": "none", "cache": False}
+        tiers = {name: ChatOpenAI(model="another", **common) for name in (SMALL, FRONTIER)}
+        assert RouterChatModel(tiers=tiers, release=TWO, task="hard").invoke("hi").text == "another says so"
+
+    def test_a_tier_without_usage_may_be_cached(self, cache):
+        tiers = {SMALL: FakeListChatModel(responses=["s"]), FRONTIER: FakeListChatModel(responses=["f"])}
+        for task, said in (("hard", "f"), ("easy", "s")):
+            model = RouterChatModel(tiers=tiers, release=TWO, task=task, cache=False)
+            assert [model.invoke("hi").text for _ in range(2)] == [said, said]
+
+    def test_what_is_said_of_a_cached_answer_is_said_of_the_first(self, server, cache, tmp_path):
+        with TraceStore(tmp_path / "traces.db") as store:
+            handler = SignalCallbackHandler(store)
+            plain = ChatOpenAI(model="plain", base_url=server.url, api_key="none")
+            chain = router(server, task="easy") | JsonOutputParser()
+            for _ in range(2):
+                plain.invoke("hi", {"callbacks": [handler]})
+                with pytest.raises(OutputParserException):
+                    chain.invoke("hi", {"callbacks": [handler]})
+            store.flush(10)
+            assert [one.trace.accepted.tier for one in store.traces()] == ["plain", SMALL]
+            (routed,) = [one for one in store.traces() if one.trace.accepted.tier == SMALL]
+            told = [name for name, kind, *_ in signals(store) if kind == "parser"]
+            assert len(told) == 2
+            assert set(told) <= {routed.id, *routed.runs}
+
+
+class TestThoughts:
+    """Below the frontier what says nothing yet waits for what does."""
+
+    async def test_an_answer_of_thoughts_only_is_passed_over_in_streams_too(self, server):
+        class Thinking(BaseChatModel):
+            says: str = ""
+
+            @property
+            def _llm_type(self) -> str:
+                return "thinking"
+
+            def _generate(self, messages: Any, stop: Any = None, run_manager: Any = None, **_: Any) -> ChatResult:
+                content = [{"type": "reasoning", "reasoning": "hm"}, *([self.says] if self.says else [])]
+                return ChatResult(generations=[ChatGeneration(message=AIMessage(content))])
+
+            def _stream(self, messages: Any, stop: Any = None, run_manager: Any = None, **_: Any) -> Any:
+                yield ChatGenerationChunk(message=AIMessageChunk([{"type": "reasoning", "reasoning": "hm"}]))
+                if self.says:
+                    yield ChatGenerationChunk(message=AIMessageChunk(self.says))
+
+        frontier = ChatOpenAI(model=FRONTIER, base_url=server.url, api_key="none")
+        for says, expected in (("", f"{FRONTIER} says so"), ("so", "so")):
+            model = RouterChatModel(
+                tiers={SMALL: Thinking(says=says), FRONTIER: frontier}, release=TWO, task="easy", cache=False
+            )
+            assert model.invoke("hi").text == expected
+            assert "".join(str(chunk.text) for chunk in model.stream("hi")) == expected
+            assert "".join([str(chunk.text) async for chunk in model.astream("hi")]) == expected
 
 
 class TestFields:

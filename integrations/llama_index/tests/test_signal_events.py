@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -159,6 +160,9 @@ async def test_failures_are_kept_too(store, server):
 
 
 def test_tags_name_tasks_and_dialogues(store, server):
+    llm = RouterLLM({SMALL: like(server, SMALL), FRONTIER: like(server)}, release(Rung(SMALL)))
+    with instrument_tags({"routenlp_task": "t"}):
+        assert llm.chat(ASKED).additional_kwargs["routenlp"]["tier"] == SMALL
     tags = instrument_tags({"routenlp_task": "other", "thread_id": "dialogue-7"})
     with SignalEventHandler(store, portfolio=PORTFOLIO, task="t").attached(), tags:
         like(server).chat(ASKED)
@@ -183,6 +187,63 @@ def test_a_stream_that_nobody_reads_to_its_end_is_a_failure(store, server):
         stream.close()
     assert [attempt.error for one in kept(store) for attempt in one.trace.attempts] == ["GeneratorExit"]
     assert len(handler._recorder.runs) == 0
+
+
+async def test_a_structured_model_is_the_model_in_it(store):
+    class Place(BaseModel):
+        name: str
+
+    with ScriptedServer(lambda request: json.dumps({"name": "drawer"})) as server:
+        with SignalEventHandler(store, portfolio=PORTFOLIO).attached():
+            structured = like(server).as_structured_llm(Place)
+            structured.chat(ASKED)
+            list(structured.stream_chat(ASKED))
+        assert len(kept(store)) == len(server.requests) == 2
+    assert {one.trace.accepted.tier for one in kept(store)} == {FRONTIER}
+
+
+def test_a_routed_stream_that_is_given_up_is_no_call_of_the_frontier(store, server):
+    llm = RouterLLM({SMALL: like(server, SMALL), FRONTIER: like(server)}, release(Rung(SMALL)), task="t")
+    handler = SignalEventHandler(store, portfolio=PORTFOLIO)
+    with handler.attached():
+        stream = llm.stream_chat(ASKED)
+        next(stream)
+        stream.close()
+    assert kept(store) == []
+    assert len(handler._recorder.runs) == 0
+
+
+def test_streams_have_no_log_probabilities_of_their_last_piece_only(store, server):
+    with SignalEventHandler(store).attached():
+        list(like(server).stream_chat(ASKED))
+        like(server).chat(ASKED)
+    streamed, whole = (one.trace.accepted.completion.mean_logprob for one in kept(store))
+    assert streamed is None
+    assert whole is not None
+
+
+def test_it_may_be_attached_within_itself_and_by_many_threads(store, server):
+    handler = SignalEventHandler(store, portfolio=PORTFOLIO)
+    llm = like(server)
+
+    def ask() -> None:
+        with handler.attached():
+            llm.chat(ASKED)
+
+    handler.attach()
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: ask(), range(40)))
+    llm.chat(ASKED)
+    handler.detach()
+    llm.chat(ASKED)
+    assert len(kept(store)) == 41
+    assert len(handler._recorder.runs) == 0
+
+
+def test_what_cannot_be_kept_is_logged(store, server, caplog):
+    with SignalEventHandler(store, portfolio=PORTFOLIO).attached(), instrument_tags({"routenlp_task": 7}):
+        like(server).chat(ASKED)
+    assert "LLMChatStartEvent is not kept: routenlp_task must be the name of a task, got 7" in caplog.text
 
 
 def test_a_mock_is_a_model_as_any_other(store):

@@ -21,6 +21,9 @@ __all__ = ["Recorder"]
 
 logger = logging.getLogger(__name__)
 
+NOWHERE = "nowhere"
+"""What is said of an answer whose trace nobody knows."""
+
 
 class Recorder:
     """Keeps every call of a model in a trace store, and what the program around it tells of its quality.
@@ -109,6 +112,11 @@ class Recorder:
         else:
             self._failed(run, run.query, Attempt(self._tier(run, model).name, False, error="no answer"))
 
+    def known(self, run: Run, trace_id: str | None) -> None:
+        """The answer was kept when it was made, under this id if that is known: nothing is kept now, and what is said
+        of it is said of that."""
+        run.query, run.last = None, trace_id or NOWHERE
+
     def failed(self, run: Run, error: BaseException, model: str | None = None) -> None:
         """The model failed; that belongs to the next attempt at the same question."""
         if run.query is None:
@@ -124,7 +132,7 @@ class Recorder:
     def says(self, run: Run, kind: str, value: float, source: str) -> None:
         """Something around an answer tells of it; nothing is kept where there was none."""
         about = self.runs.answered_before(run)
-        if about is None:
+        if about in (None, NOWHERE):
             return
         # an answer may call one tool twice: that one call failed speaks against it whatever the other did
         told = (about, kind, source[:256])

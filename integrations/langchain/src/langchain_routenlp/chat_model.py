@@ -26,6 +26,7 @@ from routenlp_plugins import (
     Query,
     Release,
     TraceStore,
+    WrappingTier,
     beyond_text,
     call_settings,
 )
@@ -184,7 +185,14 @@ class RouterChatModel(PlacedChatModel):
 
     def _get_llm_string(self, stop: list[str] | None = None, **kwargs: Any) -> str:
         """The key of caches: what an answer depends on beside the messages, such as task and release."""
-        told = {"task": self._place.metadata.get("routenlp_task", self.task), "expired": sorted(self.expired)}
+        own = ("temperature", "max_tokens", "stop")
+        told = {
+            "task": self._place.metadata.get("routenlp_task", self.task),
+            "expired": sorted(self.expired),
+            "options": {name: getattr(self, name) for name in own},
+            "comparators": sorted(self.comparators or ()),
+            "tiers": {name: _tier_string(tier) for name, tier in self._dispatcher.tiers.items()},
+        }
         return f"{told} {super()._get_llm_string(stop, **kwargs)}"
 
     @property
@@ -351,6 +359,15 @@ class RouterChatModel(PlacedChatModel):
                 "give a chat model for it"
             )
         return query, dispatcher
+
+
+def _tier_string(tier: Any) -> str:
+    """What a tier's answers depend on, as far as it says: a plain callable is known by its name."""
+    if isinstance(tier, WrappingTier):
+        return f"{type(tier).__name__} {_tier_string(tier.tier)}"
+    if isinstance(tier, LangChainTier):
+        return tier.model._get_llm_string(**tier.options)
+    return f"{type(tier).__module__}.{getattr(tier, '__qualname__', type(tier).__qualname__)}"
 
 
 def _result(answer: Answer) -> ChatResult:

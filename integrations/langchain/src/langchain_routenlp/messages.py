@@ -90,7 +90,7 @@ def completion_of(message: AIMessage) -> Completion:
     logprobs = _logprobs(reported)
     model = next((m for n in ("model_name", "model", "model_id") if (m := message.response_metadata.get(n))), None)
     usage = message.usage_metadata
-    if usage and not all(0 <= usage[side] <= MOST_TOKENS for side in ("input_tokens", "output_tokens")):
+    if not _counted(usage):
         usage = None
     return Completion(
         text=_text(message),
@@ -103,6 +103,12 @@ def completion_of(message: AIMessage) -> Completion:
         cached_tokens=_cached(usage),
         payload=message,
     )
+
+
+def _counted(usage: Mapping[str, Any] | None) -> bool:
+    """Whether usage has both counts: of an answer from a cache LangChain may leave its price only."""
+    counts = [(usage or {}).get(side) for side in ("input_tokens", "output_tokens")]
+    return all(isinstance(count, int) and 0 <= count <= MOST_TOKENS for count in counts)
 
 
 def _text(message: AIMessage) -> str:
@@ -156,6 +162,7 @@ def answer_message(answer: Answer) -> AIMessage:
 def _usage_of(completion: Completion) -> UsageMetadata | None:
     """As the message tells it, with its details, unless more calls than that one were needed."""
     told = completion.payload.usage_metadata if isinstance(completion.payload, AIMessage) else None
+    told = told if _counted(told) else None
     total = _usage(completion)
     return total if told is None or (total and total["total_tokens"] != told["total_tokens"]) else told
 

@@ -208,7 +208,12 @@ class SignalCallbackHandler(BaseCallbackHandler):
     def on_llm_end(self, response: LLMResult, *, run_id: UUID, **_: Any) -> None:
         """Record the trace of the call."""
         with self._recorder.ending(run_id) as run:
-            if run is not None and not (run.decided is None and _routed(response)):
+            if run is None:
+                return
+            if run.decided is None and _cached(response):
+                # it was kept when it was made, which what is said of it is about
+                self._recorder.known(run, _decision(response))
+            else:
                 self._recorder.heard(run, _completion(response))
 
     def on_llm_error(self, error: BaseException, *, run_id: UUID, **_: Any) -> None:
@@ -246,11 +251,24 @@ def _tools(told: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any] | No
     return {"tools": [convert_to_openai_tool(tool) for tool in tools], **choice}, {}
 
 
-def _routed(response: LLMResult) -> bool:
-    """Whether a router made it; one that comes without a decision is from a cache, and was kept when it was made."""
-    generation = response.generations[0][0] if response.generations and response.generations[0] else None
+def _message(response: LLMResult) -> AIMessage | None:
+    generation = next((one for some in response.generations for one in some), None)
     message = generation.message if isinstance(generation, ChatGeneration) else None
-    return message is not None and "routenlp" in message.response_metadata
+    return message if isinstance(message, AIMessage) else None
+
+
+def _cached(response: LLMResult) -> bool:
+    """Whether it is from a cache: LangChain says of such answers that they cost nothing."""
+    message = _message(response)
+    usage: Any = None if message is None else message.usage_metadata
+    return bool(usage) and usage.get("total_cost") == 0
+
+
+def _decision(response: LLMResult) -> str | None:
+    """Id of the decision that made it, if a router did."""
+    message = _message(response)
+    told = None if message is None else message.response_metadata.get("routenlp")
+    return told.get("id") if isinstance(told, dict) else None
 
 
 def _completion(response: LLMResult) -> Completion | None:

@@ -118,10 +118,10 @@ class LangChainTier:
             return
         if self.model.rate_limiter:
             self.model.rate_limiter.acquire(blocking=True)
+        held = _Held(call)
         for chunk in self.model._stream(asked.messages, **self._arguments(call, asked)):
             chunks.append(chunk)
-            if (delta := delta_of(chunk)) is not None:
-                yield delta
+            yield from held.after(chunk)
         if chunks:
             yield self._completion(whole(chunks), call)
 
@@ -133,9 +133,10 @@ class LangChainTier:
             return
         if self.model.rate_limiter:
             await self.model.rate_limiter.aacquire(blocking=True)
+        held = _Held(call)
         async for chunk in self.model._astream(asked.messages, **self._arguments(call, asked)):
             chunks.append(chunk)
-            if (delta := delta_of(chunk)) is not None:
+            for delta in held.after(chunk):
                 yield delta
         if chunks:
             yield self._completion(whole(chunks), call)
@@ -143,7 +144,9 @@ class LangChainTier:
     def _completion(self, message: BaseMessage, call: Call) -> Completion:
         if not isinstance(message, AIMessage):
             raise TypeError(f"expected an AIMessage, got {type(message).__name__}")
-        completion = valid_if_said(completion_of(message))
+        completion = completion_of(message)
+        if not _says_more(message):
+            completion = valid_if_said(completion)
         structured = _asked(call).structured
         if structured is not None:
             valid = structured.form(call.tier).valid(message)
@@ -163,6 +166,34 @@ class LangChainTier:
         choice = {"tool_choice": arguments.pop("tool_choice")} if "tool_choice" in arguments else {}
         bound = self.model.bind_tools(arguments.pop("tools"), **choice, **asked.tool_options)
         return {**getattr(bound, "kwargs", {}), **arguments}
+
+
+class _Held:
+    """Pieces of a stream: below the frontier what says nothing yet, such as thoughts, waits for what does, since an
+    answer that says nothing is passed over."""
+
+    def __init__(self, call: Call) -> None:
+        self._holds = call.final is not None and call.final.valid
+        self._held: list[Delta] = []
+
+    def after(self, chunk: ChatGenerationChunk) -> list[Delta]:
+        delta = delta_of(chunk)
+        if delta is None:
+            return []
+        self._held.append(delta)
+        message = chunk.message
+        if self._holds and not (delta.text or getattr(message, "tool_call_chunks", None) or _says_more(message)):
+            return []
+        ready, self._held, self._holds = self._held, [], False
+        return ready
+
+
+def _says_more(message: BaseMessage) -> bool:
+    """Whether a message says something that is no text: media, a refusal, a call in an older form."""
+    blocks = [] if isinstance(message.content, str) else message.content
+    kinds = {block.get("type") for block in blocks if isinstance(block, dict)}
+    older = ("refusal", "function_call", "tool_calls")
+    return bool(kinds - {"text", "reasoning", "thinking", None}) or any(message.additional_kwargs.get(n) for n in older)
 
 
 @contextmanager

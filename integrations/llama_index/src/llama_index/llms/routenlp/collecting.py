@@ -7,7 +7,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any
 
-from routenlp_plugins import Call, Completion, Portfolio, Release, Tier, TierError, Trace
+from routenlp_plugins import Call, Completion, Portfolio, PortfolioError, Release, Tier, TierError, Trace
 
 from .llm import RouterLLM
 
@@ -18,8 +18,17 @@ _HEARD: ContextVar[list[Trace] | None] = ContextVar("routenlp_heard", default=No
 
 
 def query_of_engine(engine: Any, text: str) -> Any:
-    """What a query engine or chat engine answers."""
-    return engine.query(text) if hasattr(engine, "query") else engine.chat(text)
+    """What a query engine answers.
+
+    Raises:
+        PortfolioError: it is none; a chat engine would remember each query for the next.
+    """
+    if not hasattr(engine, "query"):
+        raise PortfolioError(
+            f"{type(engine).__name__} has no query(text): say how it is asked, ask=..., so that nothing of one query is "
+            "left for the next"
+        )
+    return engine.query(text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +53,10 @@ class EngineTier:
             _HEARD.reset(token)
         if len(heard) != 1:
             raise TierError(
-                f"the engine asks its LLM {len(heard)} times a query: collect outcomes of an engine that asks once, "
-                'such as one with response_mode="compact" and few documents',
+                "the engine answered without asking its LLM, as where nothing was retrieved"
+                if not heard
+                else f"the engine asks its LLM {len(heard)} times a query: collect outcomes of an engine that asks "
+                'once, such as one with response_mode="compact" and few documents',
                 call.tier,
             )
         (trace,) = heard

@@ -20,6 +20,7 @@ from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_ca
 from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.core.llms.llm import LLM, ToolSelection
 from llama_index_instrumentation import get_dispatcher
+from llama_index_instrumentation.dispatcher import active_instrument_tags
 from llama_index_instrumentation.span import active_span_id
 
 from routenlp_plugins import (
@@ -71,7 +72,8 @@ class RouterLLM(FunctionCallingLLM):
         tiers: name -> LLM, a `ScoredTier` or the like around one, or any core tier ``Call -> Completion``.
         release: a release, or the folder it was saved in.
         task: of every call; ``routenlp_task=`` of a call goes first, then ``routenlp_task`` in the
-            ``additional_kwargs`` of its last message. May be left out if the release knows one task only.
+            ``additional_kwargs`` of its last message, then that of ``instrument_tags``. May be left out if the release
+            knows one task only.
         comparators, listeners: see `routenlp_plugins.Dispatcher`.
 
     Raises:
@@ -204,7 +206,8 @@ class RouterLLM(FunctionCallingLLM):
         options = dict(given)
         tools: ToolsAsked | None = options.pop(_TOOLS, None)
         last = messages[-1].additional_kwargs.get(_TASK) if messages else None
-        task = options.pop(_TASK, self.task if last is None else last)
+        told = active_instrument_tags.get().get(_TASK, self.task)
+        task = options.pop(_TASK, told if last is None else last)
         asked = {} if tools is None else {"tools": [_spec(tool) for tool in tools.tools], **tools.options}
         requires = beyond_text({**options, **asked})
         plain = [_without_task(message) for message in messages]

@@ -58,16 +58,19 @@ def _beyond_text(messages: Sequence[ChatMessage]) -> set[str]:
     return blocks | ({"tools"} if tools else set())
 
 
-def completion_of(response: ChatResponse) -> Completion:
+def completion_of(response: ChatResponse, *, streamed: bool = False) -> Completion:
     """A tier's response as evidence: log-probabilities and token counts where its raw form has them.
 
     What cannot be read is missing evidence: it must not keep an answer from the user.
+
+    Args:
+        streamed: whether it is the last of a stream, whose raw form has the log-probabilities of its last piece only.
     """
     raw = _plain(response.raw)
     choice: Mapping[str, Any] = next(iter(raw.get("choices") or ()), {})
     tokens = (choice.get("logprobs") or {}).get("content") or []
     logprobs = tuple(min(float(t["logprob"]), 0.0) for t in tokens if isinstance(t.get("logprob"), int | float))
-    whole = logprobs and len(logprobs) == len(tokens)
+    whole = logprobs and len(logprobs) == len(tokens) and not streamed
     usage, counts = raw.get("usage") or {}, response.additional_kwargs
     model = raw.get("model")
     return Completion(
@@ -104,7 +107,20 @@ def response_of(answer: Answer) -> ChatResponse:
 
 def _text(message: ChatMessage) -> str:
     blocks = [block for block in message.blocks if isinstance(block, ToolCallBlock)]
-    return with_calls(message.content or "", [(one.tool_name, _arguments(one.tool_kwargs)) for one in blocks])
+    calls = [(one.tool_name, _arguments(one.tool_kwargs)) for one in blocks]
+    return with_calls(message.content or "", calls or _older_calls(message))
+
+
+def _older_calls(message: ChatMessage) -> list[tuple[str, Any]]:
+    """Of models that put calls beside the message: selections of tools, or OpenAI's objects."""
+    found = []
+    for call in message.additional_kwargs.get("tool_calls") or ():
+        function = getattr(call, "function", None) or call
+        name = getattr(function, "name", None) or getattr(function, "tool_name", None)
+        found.append(
+            (str(name or call), _arguments(getattr(function, "arguments", getattr(function, "tool_kwargs", ""))))
+        )
+    return found
 
 
 def _arguments(told: Any) -> Any:

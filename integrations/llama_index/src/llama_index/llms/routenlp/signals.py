@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from threading import RLock
 from typing import Any
 
 from llama_index.core.bridge.pydantic import PrivateAttr, ValidationError
@@ -12,8 +14,10 @@ from llama_index.core.instrumentation.events import BaseEvent
 from llama_index.core.instrumentation.events.exception import ExceptionEvent
 from llama_index.core.instrumentation.events.llm import (
     LLMChatEndEvent,
+    LLMChatInProgressEvent,
     LLMChatStartEvent,
     LLMCompletionEndEvent,
+    LLMCompletionInProgressEvent,
     LLMCompletionStartEvent,
     LLMStructuredPredictEndEvent,
 )
@@ -23,18 +27,30 @@ from llama_index_instrumentation.event_handlers import BaseEventHandler
 from llama_index_instrumentation.span import SimpleSpan
 from llama_index_instrumentation.span_handlers import BaseSpanHandler
 
-from routenlp_plugins import Portfolio, Query, Recorder, Shadow, TraceStore, beyond_text, call_settings
+from routenlp_plugins import (
+    Portfolio,
+    Query,
+    Recorder,
+    RouteNLPError,
+    Shadow,
+    TraceStore,
+    beyond_text,
+    call_settings,
+)
 
-from .llm import RouteDecisionEvent
+from .llm import RouteDecisionEvent, RouterLLM
 from .messages import completion_of, query_of
 from .tiers import TIER, LLMTier, ModelCall
 
 __all__ = ["SignalEventHandler", "shadow_tiers"]
 
+logger = logging.getLogger(__name__)
+
 _STRUCTURED = ("structured_predict", "astructured_predict")
 _OWN = ("routenlp_tools", "routenlp_task")
 MOST = 10_000
-"""Outermost spans that wait for streams in them; of more the oldest are given up: nobody reads those."""
+"""Spans that wait for streams in one outermost span, and outermost spans that do; of more the oldest are given up: nobody
+reads those."""
 
 
 class SignalEventHandler(BaseEventHandler):
@@ -43,7 +59,9 @@ class SignalEventHandler(BaseEventHandler):
     ``with handler.attached(): engine.query(...)``, or for good ``handler.attach()``. Nothing is routed, and no request
     waits. Each call is a trace, found by the ids of its span and of all spans around it. A call of a call, as
     ``complete`` makes of ``chat``, is one; behind a `RouterLLM` the whole decision is kept, and its tiers' calls are no
-    traces of their own. Structured prediction that succeeds or fails becomes a signal by itself.
+    traces of their own. Structured prediction that succeeds or fails becomes a signal by itself, where it is not
+    streamed. A stream is kept when it has been read, while the handler is attached; of streams there are no
+    log-probabilities.
 
     Task and dialogue are tags: ``with instrument_tags({"routenlp_task": ..., "thread_id": ...})``. Calls under one
     outermost span belong together.
@@ -63,6 +81,10 @@ class SignalEventHandler(BaseEventHandler):
     _recorder: Recorder = PrivateAttr()
     _spans: _Spans = PrivateAttr()
     _models: dict[str, str | None] = PrivateAttr(default_factory=dict)
+    _routers: set[str] = PrivateAttr(default_factory=set)
+    _streams: set[str] = PrivateAttr(default_factory=set)
+    _attached: int = PrivateAttr(default=0)
+    _lock: Any = PrivateAttr(default_factory=RLock)
     _speaking: dict[str, set[str]] = PrivateAttr(default_factory=dict)
     _waiting: dict[str, list[str]] = PrivateAttr(default_factory=dict)
 
@@ -85,13 +107,21 @@ class SignalEventHandler(BaseEventHandler):
         return "SignalEventHandler"
 
     def attach(self) -> None:
-        """Listen to all of LlamaIndex, from now on."""
-        root = get_dispatcher()
-        root.add_event_handler(self)
-        root.add_span_handler(self._spans)
+        """Listen to all of LlamaIndex, from now on; as often as it is attached it must be detached."""
+        with self._lock:
+            self._attached += 1
+            if self._attached > 1:
+                return
+            root = get_dispatcher()
+            root.add_event_handler(self)
+            root.add_span_handler(self._spans)
 
     def detach(self) -> None:
-        """Listen no more."""
+        """Listen no more, once nobody listens any more."""
+        with self._lock:
+            self._attached = max(self._attached - 1, 0)
+            if self._attached:
+                return
         root = get_dispatcher()
         root.event_handlers = [one for one in root.event_handlers if one is not self]
         root.span_handlers = [one for one in root.span_handlers if one is not self._spans]
@@ -106,12 +136,22 @@ class SignalEventHandler(BaseEventHandler):
             self.detach()
 
     def handle(self, event: BaseEvent, **_: Any) -> None:
-        """Keep what an event tells."""
+        """Keep what an event tells. LlamaIndex hides what handlers raise, so that it is logged."""
+        try:
+            with self._lock:
+                self._told(event)
+        except RouteNLPError as error:
+            logger.warning("%s is not kept: %s", event.class_name(), error)
+
+    def _told(self, event: BaseEvent) -> None:
         if isinstance(event, LLMChatStartEvent):
             self._asked(event, event.messages, event.additional_kwargs, event.model_dict)
         elif isinstance(event, LLMCompletionStartEvent):
             said = [ChatMessage(event.prompt, role=MessageRole.USER)]
             self._asked(event, said, event.additional_kwargs, event.model_dict)
+        elif isinstance(event, LLMChatInProgressEvent | LLMCompletionInProgressEvent):
+            if event.span_id is not None and event.span_id in self._models:
+                self._streams.add(event.span_id)
         elif isinstance(event, LLMChatEndEvent | LLMCompletionEndEvent):
             self._heard(event.span_id, event.response)
         elif isinstance(event, ExceptionEvent):
@@ -129,16 +169,17 @@ class SignalEventHandler(BaseEventHandler):
         name = event.span_id or event.id_
         run = self._recorder.get(name) or self._recorder.begin(name, None, "llm", event.tags)
         above = list(self._recorder.runs.above(run))
-        if TIER in event.tags:
+        if TIER in event.tags or name.startswith("StructuredLLM."):
+            # a tier's call is part of its router's, and a structured model's that of the model in it
             return
         for one in above:
             if one in self._models:
                 # one call of a model, told twice: as completion and as the chat that it is
                 self._forget(one)
         given = {key: value for key, value in options.items() if key not in _OWN and value is not None}
+        task = self._recorder.task_of(run)
         self._models[name] = model.get("model") or model.get("model_name")
         self._speaking.setdefault(run.root.id, set()).add(name)
-        task = self._recorder.task_of(run)
         call = ModelCall(list(messages), given)
         self._recorder.asked(run, query_of(messages, task, beyond_text(given), call_settings(given), call))
 
@@ -149,21 +190,26 @@ class SignalEventHandler(BaseEventHandler):
         if isinstance(response, CompletionResponse):
             said = ChatMessage(response.text, role=MessageRole.ASSISTANT)
             response = ChatResponse(message=said, raw=response.raw, additional_kwargs=response.additional_kwargs)
-        answer = None if response is None else completion_of(response)
-        # tools are in the form of one provider here: nobody else could be asked with them
-        self._recorder.heard(run, answer, self._models[name], shadowed=not _requires(run.query))
-        self._spoken(name)
+        answer = None if response is None else completion_of(response, streamed=name in self._streams)
+        try:
+            # tools are in the form of one provider here: nobody else could be asked with them
+            self._recorder.heard(run, answer, self._models[name], shadowed=not _requires(run.query))
+        finally:
+            self._spoken(name)
 
     def _failed(self, name: str | None, error: BaseException | None) -> None:
         run = self._recorder.get(name)
         if run is None or name not in self._models:
             return
         run.decided = getattr(error, "trace", None) or run.decided
-        if run.decided is not None:
-            self._recorder.heard(run, None)
-        else:
-            self._recorder.failed(run, error or RuntimeError("no answer"), self._models[name])
-        self._spoken(name)
+        try:
+            if run.decided is not None:
+                self._recorder.heard(run, None)
+            elif name not in self._routers:
+                # who gave up on a router is known to its listeners, with the tiers that were asked
+                self._recorder.failed(run, error or RuntimeError("no answer"), self._models[name])
+        finally:
+            self._spoken(name)
 
     def _forget(self, name: str) -> None:
         """Take back that a run is the call of a model."""
@@ -179,6 +225,7 @@ class SignalEventHandler(BaseEventHandler):
         if run is None:
             return
         self._models.pop(name, None)
+        self._streams.discard(name)
         root = run.root.id
         speaking = self._speaking.get(root, set())
         speaking.discard(name)
@@ -190,10 +237,17 @@ class SignalEventHandler(BaseEventHandler):
     def entered(self, name: str, instance: Any, parent: str | None, tags: Mapping[str, Any] | None) -> None:
         """A span begins."""
         kind = "span" if instance is None else type(instance).__name__
-        self._recorder.begin(name, parent, kind, tags)
+        with self._lock:
+            self._recorder.begin(name, parent, kind, tags)
+            if isinstance(instance, RouterLLM):
+                self._routers.add(name)
 
     def left(self, name: str, error: BaseException | None = None) -> None:
         """A span ends; one in which a stream goes on ends with that."""
+        with self._lock:
+            self._left(name, error)
+
+    def _left(self, name: str, error: BaseException | None) -> None:
         run = self._recorder.get(name)
         if run is None:
             return
@@ -202,8 +256,11 @@ class SignalEventHandler(BaseEventHandler):
             if isinstance(error, ValidationError | ValueError) and _method(name) in _STRUCTURED:
                 self._recorder.says(run, "parser", 0.0, "parser:structured prediction")
         if self._speaking.get(run.root.id):
-            self._waiting.setdefault(run.root.id, []).append(name)
-            while len(self._waiting) > MOST:
+            waiting = self._waiting.setdefault(run.root.id, [])
+            waiting.append(name)
+            if len(waiting) > MOST:
+                self._end(waiting.pop(0))
+            if len(self._waiting) > MOST:
                 root = next(iter(self._waiting))
                 self._speaking.pop(root, None)
                 for one in self._waiting.pop(root):
@@ -213,6 +270,8 @@ class SignalEventHandler(BaseEventHandler):
 
     def _end(self, name: str) -> None:
         self._models.pop(name, None)
+        self._routers.discard(name)
+        self._streams.discard(name)
         with self._recorder.ending(name):
             pass
 

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
+from llama_index.core.base.llms.types import ToolCallBlock
 from llama_index.core.llms import ChatMessage, ChatResponse
 from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.core.llms.llm import LLM
@@ -84,7 +85,7 @@ class LLMTier:
             if _says(last):
                 yield _delta(last)
         if last is not None:
-            yield valid_if_said(completion_of(last))
+            yield valid_if_said(completion_of(last, streamed=True))
 
     async def astream(self, call: Call) -> AsyncIterator[Delta | Completion]:
         """As `stream`, without blocking the event loop."""
@@ -96,7 +97,7 @@ class LLMTier:
             if _says(last):
                 yield _delta(last)
         if last is not None:
-            yield valid_if_said(completion_of(last))
+            yield valid_if_said(completion_of(last, streamed=True))
 
     def _way(self, call: Call, name: str) -> tuple[Any, dict[str, Any]]:
         """The method that answers, and what it is given."""
@@ -115,7 +116,9 @@ def _tagged(call: Call) -> AbstractContextManager[None]:
 
 
 def _says(response: ChatResponse) -> bool:
-    return bool(response.delta) or bool(response.message.additional_kwargs.get("tool_calls"))
+    message = response.message
+    calls = message.additional_kwargs.get("tool_calls") or any(isinstance(b, ToolCallBlock) for b in message.blocks)
+    return bool(response.delta) or bool(calls)
 
 
 def _delta(response: ChatResponse) -> Delta:
