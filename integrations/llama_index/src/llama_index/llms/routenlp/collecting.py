@@ -25,8 +25,8 @@ def query_of_engine(engine: Any, text: str) -> Any:
     """
     if not hasattr(engine, "query"):
         raise PortfolioError(
-            f"{type(engine).__name__} has no query(text): say how it is asked, ask=..., so that nothing of one query is "
-            "left for the next"
+            f"{type(engine).__name__} has no query(text): say how it is asked, ask=..., so that nothing of one query "
+            "is left for the next"
         )
     return engine.query(text)
 

@@ -49,8 +49,8 @@ logger = logging.getLogger(__name__)
 _STRUCTURED = ("structured_predict", "astructured_predict")
 _OWN = ("routenlp_tools", "routenlp_task")
 MOST = 10_000
-"""Spans that wait for streams in one outermost span, and outermost spans that do; of more the oldest are given up: nobody
-reads those."""
+"""Spans that wait for streams in one outermost span, and outermost spans that do; of more the oldest are given up:
+nobody reads those."""
 
 
 class SignalEventHandler(BaseEventHandler):
