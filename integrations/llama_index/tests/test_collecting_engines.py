@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,6 +23,17 @@ pytestmark = [
 PORTFOLIO = Portfolio(
     tuple(Tier(name, PRICES[name], PRICES[name]) for name in (SMALL, FRONTIER)), FRONTIER, (Task("rag", "accuracy"),)
 )
+
+
+@pytest.fixture(autouse=True)
+def no_event_loop_left() -> Iterator[None]:
+    """LlamaIndex makes one where there is none, and leaves it open."""
+    yield
+    left = getattr(asyncio.get_event_loop_policy(), "_local", None)
+    loop = getattr(left, "_loop", None)
+    if loop is not None and not loop.is_running():
+        loop.close()
+        asyncio.set_event_loop(None)
 
 
 @pytest.fixture
