@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import re
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import dspy
 import numpy as np
 import pytest
-from dspy_world import fields, lm
+from dspy_world import Double, examples, fields, lm, number, right
 from helpers import FRONTIER, SMALL, gated, release_beyond
 from pydantic import BaseModel
 
@@ -35,20 +34,8 @@ PORTFOLIO = Portfolio((Tier(SMALL, 0.1, 0.1), Tier(FRONTIER, 10, 10)), FRONTIER,
 SURE, ALWAYS = release_beyond(gated(SMALL, 0.5, "verifier")), release_beyond(Rung(SMALL))
 
 
-class Double(dspy.Signature):
-    """Double the number."""
-
-    question: int = dspy.InputField()
-    answer: int = dspy.OutputField()
-
-
 class Point(BaseModel):
     x: int
-
-
-def number(request: Any) -> int:
-    found = re.findall(r"\[\[ ## question ## \]\]\s*(\d+)", str(request["messages"][-1]["content"]))
-    return int(found[-1]) if found else 1
 
 
 @pytest.fixture
@@ -76,14 +63,6 @@ def tiers(plain) -> dict[str, Any]:
 
 def routed(tiers: dict[str, Any], used: Release = SURE, student: Any = None) -> RouterModule:
     return RouterModule(student or dspy.Predict(Double), tiers, used)
-
-
-def right(example: dspy.Example, prediction: dspy.Prediction, trace: Any = None) -> bool:
-    return prediction.answer == example.question * 2
-
-
-def examples(start: int, end: int) -> list[dspy.Example]:
-    return [dspy.Example(question=n, answer=2 * n).with_inputs("question") for n in range(start, end)]
 
 
 class TestOtherModels:

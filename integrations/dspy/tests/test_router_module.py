@@ -2,31 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from typing import Any
 
 import dspy
 import pytest
-from dspy_world import fields, lm
+from dspy_world import Double, examples, fields, lm, number, right
 from helpers import FRONTIER, SMALL, gated, release_beyond
 
 from dspy_routenlp import Reading, RouterModule, decision_of, tier_lm
 from routenlp_plugins import Completion, PortfolioError, Release, ReleaseError, ScoredTier, TierError
 from routenlp_plugins.policy import Rung
 from routenlp_plugins.testing import ScriptedServer, ScriptedTier
-
-
-class Double(dspy.Signature):
-    """Double the number."""
-
-    question: int = dspy.InputField()
-    answer: int = dspy.OutputField()
-
-
-def number(request: Any) -> int:
-    return int(re.findall(r"\[\[ ## question ## \]\]\s*(\d+)", request["messages"][-1]["content"])[-1])
-
 
 SURE = release_beyond(gated(SMALL, 0.5, "verifier"))
 """Accepts what the verifier of the small tier accepts: numbers below five."""
@@ -55,11 +42,7 @@ def routed(tiers: dict[str, Any], used: Release = SURE, **more: Any) -> RouterMo
     return RouterModule(dspy.Predict(Double), tiers, used, **more)
 
 
-def right(example: dspy.Example, prediction: dspy.Prediction, trace: Any = None) -> bool:
-    return prediction.answer == example.question * 2
-
-
-EXAMPLES = [dspy.Example(question=n, answer=2 * n).with_inputs("question") for n in range(8)]
+EXAMPLES = examples(0, 8)
 
 
 class TestDecisions:

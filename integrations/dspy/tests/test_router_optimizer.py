@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Iterator
 from typing import Any
 
 import dspy
 import pytest
-from dspy_world import fields, lm
+from dspy_world import Double, examples, fields, lm, number, right
 from helpers import FRONTIER, SMALL
 
 from dspy_routenlp import RouterModule, RouterOptimizer, decision_of
@@ -18,17 +17,6 @@ from routenlp_plugins.testing import ScriptedServer
 
 PORTFOLIO = Portfolio((Tier(SMALL, 0.1, 0.1), Tier(FRONTIER, 10, 10)), FRONTIER, (Task("double"),))
 NOT_SHOWN = "one of its own"
-
-
-class Double(dspy.Signature):
-    """Double the number."""
-
-    question: int = dspy.InputField()
-    answer: int = dspy.OutputField()
-
-
-def number(request: Any) -> int:
-    return int(re.findall(r"\[\[ ## question ## \]\]\s*(\d+)", request["messages"][-1]["content"])[-1])
 
 
 @pytest.fixture
@@ -47,14 +35,6 @@ def small() -> Iterator[ScriptedServer]:
 def frontier() -> Iterator[ScriptedServer]:
     with ScriptedServer(lambda request: fields(answer=number(request) * 2)) as server:
         yield server
-
-
-def right(example: dspy.Example, prediction: dspy.Prediction, trace: Any = None) -> bool:
-    return prediction.answer == example.question * 2
-
-
-def examples(start: int, end: int) -> list[dspy.Example]:
-    return [dspy.Example(question=n, answer=2 * n).with_inputs("question") for n in range(start, end)]
 
 
 TRAIN, VAL = examples(2, 14), examples(100, 400)

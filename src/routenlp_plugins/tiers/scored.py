@@ -55,6 +55,13 @@ class WrappingTier:
     def __init__(self, tier: TierCallable) -> None:
         self.tier = tier
 
+    @staticmethod
+    def innermost(tier: Any) -> Any:
+        """What answers inside of a tier that wraps others; any other tier itself."""
+        while isinstance(tier, WrappingTier):
+            tier = tier.tier
+        return tier
+
     def around(self, tier: TierCallable) -> Self:
         """The same around another tier."""
         other = copy(self)

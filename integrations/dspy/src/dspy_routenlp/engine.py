@@ -150,7 +150,7 @@ class RouterEngine:
 
     @property
     def _lms(self) -> list[dspy.LM]:
-        inner = [_inner(tier) for tier in self.dispatcher.tiers.values()]
+        inner = [WrappingTier.innermost(tier) for tier in self.dispatcher.tiers.values()]
         return [tier.lm for tier in inner if isinstance(tier, LMTier)]
 
     def _all(self, name: str) -> bool:
@@ -226,7 +226,3 @@ def _own_errors() -> Iterator[None]:
             raise
         own.add_note(f"routenlp: {error}")
         raise own from own.__cause__
-
-
-def _inner(tier: Any) -> Any:
-    return _inner(tier.tier) if isinstance(tier, WrappingTier) else tier

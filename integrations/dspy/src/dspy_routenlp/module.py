@@ -111,7 +111,7 @@ class RouterModule(dspy.Module):  # type: ignore[misc]
 
     def get_lm(self) -> dspy.BaseLM:
         """The frontier's; there are several."""
-        return _lm(self._tiers[self.release.portfolio.frontier])
+        return WrappingTier.innermost(self._tiers[self.release.portfolio.frontier])
 
     def set_lm(self, lm: dspy.BaseLM) -> None:
         """Sample as this one does, as DSPy's own modules ask for copies of `get_lm`: its temperature and rollout are
@@ -120,7 +120,7 @@ class RouterModule(dspy.Module):  # type: ignore[misc]
         Raises:
             PortfolioError: it is none of the tiers' models: their LMs are given to the constructor.
         """
-        if lm.model not in {_lm(tier).model for tier in self._tiers.values()}:
+        if lm.model not in {WrappingTier.innermost(tier).model for tier in self._tiers.values()}:
             raise PortfolioError(
                 f"set_lm: {lm.model} is no tier's; the language models of a RouterModule are its tiers, "
                 "RouterModule(student, tiers, release)"
@@ -199,10 +199,6 @@ def _requires(inputs: Mapping[str, Any]) -> frozenset[str]:
     """What inputs ask of a model beyond text."""
     several = [one for value in inputs.values() for one in (value if isinstance(value, list | tuple) else (value,))]
     return frozenset(name for kind, name in _MEDIA.items() if any(isinstance(one, kind) for one in several))
-
-
-def _lm(tier: Any) -> dspy.BaseLM:
-    return _lm(tier.tier) if isinstance(tier, WrappingTier) else tier
 
 
 def _drawn(tier: Any, options: Mapping[str, Any]) -> Any:

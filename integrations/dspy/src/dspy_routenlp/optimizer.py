@@ -161,13 +161,13 @@ class RouterOptimizer(Teleprompter):  # type: ignore[misc]
         if any(predictor.lm is None for predictor in lead.predictors()):
             lead = lead.deepcopy()
             for predictor in lead.predictors():
-                predictor.lm = predictor.lm or _lm(module.tiers[frontier])
+                predictor.lm = predictor.lm or WrappingTier.innermost(module.tiers[frontier])
         found = {}
         for name, plain in module.students.items():
             found[name] = plain.deepcopy()
             if name not in optimisers:
                 continue
-            with dspy.context(lm=_lm(module.tiers[name])):
+            with dspy.context(lm=WrappingTier.innermost(module.tiers[name])):
                 made = _compiled(optimisers[name], plain.deepcopy(), lead, learn)
                 self.searched[name] = Searched(self._mean(plain, compare), self._mean(made, compare))
             if self.searched[name].better:
@@ -217,9 +217,12 @@ class _Examples:
 
     def __post_init__(self) -> None:
         # what was kept of another program, metric or model is not asked for again
-        told = [prompt_of(student, _lm(self.module.tiers[name])) for name, student in self.module.students.items()]
+        told = [
+            prompt_of(student, WrappingTier.innermost(self.module.tiers[name]))
+            for name, student in self.module.students.items()
+        ]
         told += [code_of(self.metric), *(code_of(student) for student in self.module.students.values())]
-        told += [f"{name} {_lm(tier).model}" for name, tier in self.module.tiers.items()]
+        told += [f"{name} {WrappingTier.innermost(tier).model}" for name, tier in self.module.tiers.items()]
         made = digest_of(told)
         self._of = {
             f"{place}-{digest_of([made, dict(example.items())])}": example
@@ -295,10 +298,6 @@ def _compiled(
     more = {"teacher": teacher} if "teacher" in takes and not isinstance(optimiser, dspy.GEPA) else {}
     made: dspy.Module = optimiser.compile(student, trainset=trainset, **more)
     return made
-
-
-def _lm(tier: Any) -> dspy.BaseLM:
-    return _lm(tier.tier) if isinstance(tier, WrappingTier) else tier
 
 
 def _check_apart(trainset: Sequence[dspy.Example], valset: Sequence[dspy.Example]) -> None:

@@ -207,9 +207,7 @@ def errors_of_tiers(dispatcher: Dispatcher | None = None) -> Iterator[None]:
         yield
     except TierError as error:
         own = error.__cause__.__cause__ if error.__cause__ else None
-        tier = None if dispatcher is None else dispatcher.tiers[error.tier]
-        while isinstance(tier, WrappingTier):
-            tier = tier.tier
+        tier = None if dispatcher is None else WrappingTier.innermost(dispatcher.tiers[error.tier])
         if own is None or not (dispatcher is None or isinstance(tier, LangChainTier)):
             raise
         own.add_note(f"routenlp: {error}")

@@ -115,7 +115,7 @@ class RouterLLM(FunctionCallingLLM):
 
     @property
     def _llms(self) -> dict[str, LLM]:
-        found = {name: _inner(tier) for name, tier in self._dispatcher.tiers.items()}
+        found = {name: WrappingTier.innermost(tier) for name, tier in self._dispatcher.tiers.items()}
         return {name: tier.llm for name, tier in found.items() if isinstance(tier, LLMTier)}
 
     @llm_chat_callback()
@@ -236,10 +236,6 @@ def _piece(delta: Delta) -> ChatResponse:
     return response.model_copy(
         update={"delta": delta.text if response.delta is None else response.delta, "additional_kwargs": told}
     )
-
-
-def _inner(tier: Any) -> Any:
-    return _inner(tier.tier) if isinstance(tier, WrappingTier) else tier
 
 
 def _spec(tool: Any) -> Any:
