@@ -253,6 +253,15 @@ def test_a_mock_is_a_model_as_any_other(store):
     assert found.trace.accepted.completion.text == "where is it?"
 
 
+async def test_what_a_tier_asks_of_itself_while_its_stream_is_read_is_no_call_of_its_own(store):
+    """`CustomLLM.astream_chat` calls its `stream_chat` only then."""
+    llm = RouterLLM({SMALL: MockLLM(), FRONTIER: MockLLM()}, release(Rung(SMALL)), task="t")
+    with SignalEventHandler(store).attached():
+        list(llm.stream_chat(ASKED))
+        [part async for part in await llm.astream_chat(ASKED)]
+    assert [one.origin for one in kept(store)] == ["served", "served"]
+
+
 def test_a_tier_that_there_is_not(store):
     with pytest.raises(PortfolioError, match="'big'"):
         SignalEventHandler(store, portfolio=PORTFOLIO, tiers={"gpt-4o": "big"})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing, contextmanager
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,18 @@ from dspy.lm15 import (
     response_to_events,
 )
 
-from routenlp_plugins import Answer, Delta, Dispatcher, Query, Release, TierError, WrappingTier
+from routenlp_plugins import (
+    Answer,
+    AuditOptions,
+    Auditor,
+    Delta,
+    Dispatcher,
+    Query,
+    Release,
+    TierError,
+    TraceStore,
+    WrappingTier,
+)
 
 from .messages import query_of, response_of
 from .saving import release_from_state, release_state
@@ -65,6 +77,7 @@ class RouterEngine:
         self.demonstrations = demonstrations
         used = {name: LMTier.of(name, tier) for name, tier in tiers.items()}
         self.dispatcher = Dispatcher(self.release, used, comparators, tuple(listeners))
+        self._auditor: Auditor | None = None
         self.release.check_task(task)
 
     def lm(self, **options: Any) -> dspy.LM:
@@ -80,17 +93,48 @@ class RouterEngine:
         model = f"routenlp/{self.release.digest[:16]}"
         return dspy.LM(model, engine=self, async_engine=AsyncRouterEngine(self), **own)
 
+    @contextmanager
+    def audited(
+        self,
+        quality: Any,
+        log: str | Path,
+        options: AuditOptions | None = None,
+        store: TraceStore | None = None,
+    ) -> Iterator[RouterEngine]:
+        """The same engine with its certificate watched: a share of its requests is put to every tier, after the answer.
+
+        Args:
+            quality, log, options, store: see `routenlp_plugins.Auditor`.
+
+        Raises:
+            DataError: the release is not certified, the log is of another one, or another auditor writes to it.
+        """
+        with Auditor(self.dispatcher, quality, log, options, store) as auditor:
+            watched = copy(self)
+            watched._auditor = auditor
+            yield watched
+
+    @property
+    def expired(self) -> dict[str, str]:
+        """Task -> why its certificate has expired, of an engine that is audited."""
+        return {} if self._auditor is None else self._auditor.expired
+
+    @property
+    def answering(self) -> Dispatcher | Auditor:
+        """What answers: the dispatcher, or what watches it."""
+        return self.dispatcher if self._auditor is None else self._auditor.instead_of(self.dispatcher)
+
     # what DSPy asks of an engine
 
     def complete(self, request: Request) -> Response:
         """The accepted answer."""
         with _own_errors(), telling():
-            return response_of(tell(self.dispatcher.run(self.query(request))))
+            return response_of(tell(self.answering.run(self.query(request))))
 
     def stream(self, request: Request) -> Iterator[Any]:
         """The accepted answer as events, of which none is of a rejected one."""
         events = _Events()
-        with _own_errors(), telling(), closing(self.dispatcher.stream(self.query(request))) as pieces:
+        with _own_errors(), telling(), closing(self.answering.stream(self.query(request))) as pieces:
             for piece in pieces:
                 yield from events.of(piece)
 
@@ -166,13 +210,13 @@ class AsyncRouterEngine:
     async def complete(self, request: Request) -> Response:
         """The accepted answer."""
         with _own_errors(), telling():
-            return response_of(tell(await self.engine.dispatcher.arun(self.engine.query(request))))
+            return response_of(tell(await self.engine.answering.arun(self.engine.query(request))))
 
     async def stream(self, request: Request) -> AsyncIterator[Any]:
         """The accepted answer as events, of which none is of a rejected one."""
         events = _Events()
         with _own_errors(), telling():
-            async with aclosing(self.engine.dispatcher.astream(self.engine.query(request))) as pieces:
+            async with aclosing(self.engine.answering.astream(self.engine.query(request))) as pieces:
                 async for piece in pieces:
                     for event in events.of(piece):
                         yield event

@@ -10,7 +10,19 @@ from typing import Any, Self
 
 import dspy
 
-from routenlp_plugins import Answer, Dispatcher, PortfolioError, Query, Release, TierError, Trace, WrappingTier
+from routenlp_plugins import (
+    Answer,
+    AuditOptions,
+    Auditor,
+    Dispatcher,
+    PortfolioError,
+    Query,
+    Release,
+    TierError,
+    Trace,
+    TraceStore,
+    WrappingTier,
+)
 
 from .messages import TASK, context_task
 from .programs import OPTIONS, ProgramCall, ProgramTier, Reading, Result
@@ -57,6 +69,7 @@ class RouterModule(dspy.Module):  # type: ignore[misc]
         used = {name: ProgramTier.of(name, tier) for name, tier in tiers.items()}
         self._dispatcher = Dispatcher(release, used, comparators, tuple(listeners))
         self._dispatcher.release.check_task(self._reading.task)
+        self._auditor: Auditor | None = None
         students = dict(student) if isinstance(student, Mapping) else dict.fromkeys(tiers, student)
         unknown = [name for name in students if name not in tiers]
         if unknown:
@@ -86,12 +99,46 @@ class RouterModule(dspy.Module):  # type: ignore[misc]
     def forward(self, **inputs: Any) -> dspy.Prediction:
         """The accepted prediction."""
         with self._own_errors(), telling():
-            return self._accepted(tell(self._dispatcher.run(self._query(inputs))))
+            return self._accepted(tell(self._answering.run(self._query(inputs))))
 
     async def aforward(self, **inputs: Any) -> dspy.Prediction:
         """As `forward`, without blocking the event loop."""
         with self._own_errors(), telling():
-            return self._accepted(tell(await self._dispatcher.arun(self._query(inputs))))
+            return self._accepted(tell(await self._answering.arun(self._query(inputs))))
+
+    @contextmanager
+    def audited(
+        self,
+        quality: Any,
+        log: str | Path,
+        options: AuditOptions | None = None,
+        store: TraceStore | None = None,
+    ) -> Iterator[Self]:
+        """The same module with its certificate watched: a share of its runs is put to every tier, after the answer.
+
+        An audit has the settings of the run that it audits; no callback, tracker or history hears of it.
+
+        Args:
+            quality: (query, answer of a tier) -> quality in [0, 1] or None. The inputs are ``query.payload.inputs``,
+                the prediction is ``completion.payload.prediction``.
+            log, options, store: see `routenlp_plugins.Auditor`.
+
+        Raises:
+            DataError: the release is not certified, the log is of another one, or another auditor writes to it.
+        """
+        with Auditor(self._dispatcher, quality, log, options, store) as auditor:
+            watched = self._copied()
+            watched._auditor = auditor
+            yield watched
+
+    @property
+    def expired(self) -> dict[str, str]:
+        """Task -> why its certificate has expired, of a module that is audited."""
+        return {} if self._auditor is None else self._auditor.expired
+
+    @property
+    def _answering(self) -> Dispatcher | Auditor:
+        return self._dispatcher if self._auditor is None else self._auditor.instead_of(self._dispatcher)
 
     def routed(self, release: Release | str | Path, students: Mapping[str, dspy.Module] | None = None) -> Self:
         """The same over another release, and other programs."""
@@ -166,7 +213,7 @@ class RouterModule(dspy.Module):  # type: ignore[misc]
         task = given.pop(TASK, context_task(self._reading.task))
         if "lm" in given:
             raise PortfolioError("lm: the language models of a RouterModule are its tiers; leave lm out of its inputs")
-        asked = ProgramCall(self.students, given, self._reading)
+        asked = ProgramCall(self.students, given, self._reading, dspy.settings.copy())
         words = self._reading.query({name: value for name, value in given.items() if name not in OPTIONS})
         return Query(words, task=task, requires=_requires(given), payload=asked)
 

@@ -214,6 +214,7 @@ class _Examples:
     portfolio: Portfolio
     _of: dict[str, dspy.Example] = field(init=False)
     _context: Context = field(default_factory=copy_context, init=False)
+    _settings: Mapping[str, Any] = field(default_factory=dspy.settings.copy, init=False)
 
     def __post_init__(self) -> None:
         # what was kept of another program, metric or model is not asked for again
@@ -240,7 +241,8 @@ class _Examples:
         own = ProgramTier.of(name, self.module.tiers[name])
 
         def run(call: Call) -> Completion:
-            asked = ProgramCall(self.module.students, _inputs(self._of[call.query.id or ""]), self.module.reading)
+            inputs = _inputs(self._of[call.query.id or ""])
+            asked = ProgramCall(self.module.students, inputs, self.module.reading, self._settings)
             query = Query(call.query.text, call.query.task, call.query.id, payload=asked)
             # DSPy's settings are those of the thread that compiles
             made: Completion = self._context.copy().run(own, Call(call.tier, query))

@@ -57,11 +57,12 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class ProgramCall:
-    """What a `RouterModule` was asked: the payload of its queries."""
+    """What a `RouterModule` was asked, and under which settings of DSPy: the payload of its queries."""
 
     students: Mapping[str, dspy.Module]
     inputs: Mapping[str, Any]
     reading: Reading
+    settings: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +112,7 @@ class ProgramTier:
             # a question of our own, such as whether an answer is right
             return LMTier(self.lm)(call)
         student = asked.students[call.tier]
-        with _Attempt(self.lm, call) as attempt:
+        with _Attempt(self.lm, call, asked.settings) as attempt:
             attempt.prediction = student(**asked.inputs)
         return attempt.completion(asked, student)
 
@@ -121,7 +122,7 @@ class ProgramTier:
         if not isinstance(asked, ProgramCall):
             return await LMTier(self.lm).acall(call)
         student = asked.students[call.tier]
-        with _Attempt(self.lm, call) as attempt:
+        with _Attempt(self.lm, call, asked.settings) as attempt:
             attempt.prediction = await student.acall(**asked.inputs)
         return attempt.completion(asked, student)
 
@@ -138,6 +139,7 @@ class _Attempt:
     """Stands among the modules that call, so that it hears what the models said, of this attempt only.
 
     Attributes:
+        settings: of DSPy, when the query was asked.
         history: of calls, as DSPy keeps it.
         trace: of predictors.
         prediction: None where there was none.
@@ -145,21 +147,28 @@ class _Attempt:
 
     lm: dspy.BaseLM
     call: Call
+    settings: Mapping[str, Any]
     history: _History = field(default_factory=_History)
     trace: list[Any] = field(default_factory=list)
     prediction: Any = None
     _context: Any = None
 
     def __enter__(self) -> _Attempt:
-        settings = dspy.settings
-        if settings.disable_history or settings.max_history_size == 0:
+        settings = {**self.settings}
+        if settings["caller_modules"] is not dspy.settings.caller_modules:
+            # an audit, in a thread of its own after the answer was returned: nobody counts or keeps its calls as theirs
+            settings |= {"caller_modules": None, "callbacks": [], "usage_tracker": None}
+        if settings["disable_history"] or settings["max_history_size"] == 0:
             raise PortfolioError(
                 "log-probabilities and token counts are read from DSPy's history: route with disable_history=False "
                 "and max_history_size above 0"
             )
-        own = {"lm": self.lm, "trace": self.trace, "caller_modules": [*(settings.caller_modules or ()), self]}
-        # only what nothing can reject may be seen before it is whole
-        self._context = dspy.context(**own, **({} if self._final else {"send_stream": None}))
+        settings |= {"lm": self.lm, "trace": self.trace}
+        settings["caller_modules"] = [*(settings["caller_modules"] or ()), self]
+        if not self._final:
+            # only what nothing can reject may be seen before it is whole
+            settings["send_stream"] = None
+        self._context = dspy.context(**settings)
         self._context.__enter__()
         return self
 

@@ -320,9 +320,7 @@ class RouterChatModel(PlacedChatModel):
         # what is pinned to a tier says nothing about the policy
         if self._auditor is None or dispatcher is not self._dispatcher:
             return dispatcher
-        if dispatcher is not self._auditor.certified:
-            raise PortfolioError("this copy of an audited model has other tiers or another release: audit it by itself")
-        return self._auditor
+        return self._auditor.instead_of(dispatcher)
 
     def _prepare(
         self,

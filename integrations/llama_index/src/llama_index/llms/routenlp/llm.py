@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import aclosing, closing
+from contextlib import aclosing, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,14 @@ from llama_index_instrumentation.span import active_span_id
 
 from routenlp_plugins import (
     Answer,
+    AuditOptions,
+    Auditor,
     Delta,
     Dispatcher,
     PortfolioError,
     Query,
     Release,
+    TraceStore,
     WrappingTier,
     beyond_text,
     call_settings,
@@ -87,6 +90,7 @@ class RouterLLM(FunctionCallingLLM):
     comparators: Mapping[str, Any] | None = Field(default=None, exclude=True)
     listeners: Sequence[Any] = Field(default=(), exclude=True)
     _dispatcher: Dispatcher = PrivateAttr()
+    _auditor: Auditor | None = PrivateAttr(None)
 
     def __init__(self, tiers: Mapping[str, Any], release: Release | str | Path, **more: Any) -> None:
         super().__init__(tiers=tiers, release=Release.given(release), **more)
@@ -113,6 +117,36 @@ class RouterLLM(FunctionCallingLLM):
             model_name="routenlp-router",
         )
 
+    @contextmanager
+    def audited(
+        self,
+        quality: Any,
+        log: str | Path,
+        options: AuditOptions | None = None,
+        store: TraceStore | None = None,
+    ) -> Iterator[RouterLLM]:
+        """The same LLM with its certificate watched: a share of its calls is put to every tier, after the answer.
+
+        Args:
+            quality, log, options, store: see `routenlp_plugins.Auditor`.
+
+        Raises:
+            DataError: the release is not certified, the log is of another one, or another auditor writes to it.
+        """
+        with Auditor(self._dispatcher, quality, log, options, store) as auditor:
+            watched = self.model_copy()
+            watched._auditor = auditor
+            yield watched
+
+    @property
+    def expired(self) -> dict[str, str]:
+        """Task -> why its certificate has expired, of an LLM that is audited."""
+        return {} if self._auditor is None else self._auditor.expired
+
+    @property
+    def _answering(self) -> Dispatcher | Auditor:
+        return self._dispatcher if self._auditor is None else self._auditor.instead_of(self._dispatcher)
+
     @property
     def _llms(self) -> dict[str, LLM]:
         found = {name: WrappingTier.innermost(tier) for name, tier in self._dispatcher.tiers.items()}
@@ -121,12 +155,12 @@ class RouterLLM(FunctionCallingLLM):
     @llm_chat_callback()
     def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         """Answer a conversation."""
-        return self._told(self._dispatcher.run(self._query(messages, kwargs)))
+        return self._told(self._answering.run(self._query(messages, kwargs)))
 
     @llm_chat_callback()
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         """As `chat`, without blocking the event loop."""
-        return self._told(await self._dispatcher.arun(self._query(messages, kwargs)))
+        return self._told(await self._answering.arun(self._query(messages, kwargs)))
 
     @llm_chat_callback()
     def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> Iterator[ChatResponse]:
@@ -134,7 +168,7 @@ class RouterLLM(FunctionCallingLLM):
         query, span = self._query(messages, kwargs), active_span_id.get()
 
         def pieces() -> Iterator[ChatResponse]:
-            with closing(self._dispatcher.stream(query)) as parts:
+            with closing(self._answering.stream(query)) as parts:
                 for part in parts:
                     yield self._last(part, span) if isinstance(part, Answer) else _piece(part)
 
@@ -146,7 +180,7 @@ class RouterLLM(FunctionCallingLLM):
         query, span = self._query(messages, kwargs), active_span_id.get()
 
         async def pieces() -> AsyncIterator[ChatResponse]:
-            async with aclosing(self._dispatcher.astream(query)) as parts:
+            async with aclosing(self._answering.astream(query)) as parts:
                 async for part in parts:
                     yield self._last(part, span) if isinstance(part, Answer) else _piece(part)
 

@@ -78,10 +78,10 @@ class LLMTier:
     def stream(self, call: Call) -> Iterator[Delta | Completion]:
         """The answer as the model streams it, and at last the whole of it."""
         way, arguments = self._way(call, "stream_chat")
-        last = None
         with _tagged(call):
-            responses = way(**arguments)
-        for last in responses:
+            responses, last = iter(way(**arguments)), None
+        while (response := _next(call, responses)) is not None:
+            last = response
             if _says(last):
                 yield _delta(last)
         if last is not None:
@@ -90,10 +90,10 @@ class LLMTier:
     async def astream(self, call: Call) -> AsyncIterator[Delta | Completion]:
         """As `stream`, without blocking the event loop."""
         way, arguments = self._way(call, "astream_chat")
-        last = None
         with _tagged(call):
-            responses = await way(**arguments)
-        async for last in responses:
+            responses, last = aiter(await way(**arguments)), None
+        while (response := await _anext(call, responses)) is not None:
+            last = response
             if _says(last):
                 yield _delta(last)
         if last is not None:
@@ -113,6 +113,17 @@ class LLMTier:
 
 def _tagged(call: Call) -> AbstractContextManager[None]:
     return instrument_tags({**active_instrument_tags.get(), TIER: call.tier})
+
+
+def _next(call: Call, responses: Iterator[ChatResponse]) -> ChatResponse | None:
+    # each step is tagged, since a class may call another method of its own only when its stream is read
+    with _tagged(call):
+        return next(responses, None)
+
+
+async def _anext(call: Call, responses: AsyncIterator[ChatResponse]) -> ChatResponse | None:
+    with _tagged(call):
+        return await anext(responses, None)
 
 
 def _says(response: ChatResponse) -> bool:
