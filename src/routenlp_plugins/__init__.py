@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .asked import beyond_text as beyond_text
     from .asked import call_settings as call_settings
+    from .auditable import Auditable as Auditable
     from .auditing import AuditOptions as AuditOptions
     from .auditing import Auditor as Auditor
     from .cascade.certificate import Certificate as Certificate
@@ -120,6 +121,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "asked": ("beyond_text", "call_settings"),
+    "auditable": ("Auditable",),
     "auditing": ("AuditOptions", "Auditor"),
     "cascade.certificate": ("Certificate",),
     "cascade.families": ("Space",),

@@ -181,16 +181,6 @@ class Auditor:
             self._audit_later(query, error.trace)
             raise
 
-    def instead_of(self, dispatcher: Dispatcher) -> Auditor:
-        """Itself, for an adapter that asks a dispatcher unless that is watched.
-
-        Raises:
-            PortfolioError: it watches another dispatcher.
-        """
-        if dispatcher is not self.certified:
-            raise PortfolioError("this copy of what is audited has other tiers or another release: audit it by itself")
-        return self
-
     @property
     def expired(self) -> dict[str, str]:
         """Task -> why its certificate has expired."""

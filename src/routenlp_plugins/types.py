@@ -273,6 +273,17 @@ class Trace:
         return None if any(cost is None for cost in costs) else sum(cost for cost in costs if cost is not None)
 
     @property
+    def tokens(self) -> tuple[int, int] | None:
+        """Read and said, of all answers, rejected ones included; None if any of them is unknown."""
+        told = [attempt.completion for attempt in self.attempts if attempt.completion is not None]
+        read, said = 0, 0
+        for one in told:
+            if one.input_tokens is None or one.output_tokens is None:
+                return None
+            read, said = read + one.input_tokens, said + one.output_tokens
+        return (read, said) if told else None
+
+    @property
     def escalated(self) -> bool:
         """Whether at least one answer was rejected and passed on."""
         return len(self.attempts) > 1

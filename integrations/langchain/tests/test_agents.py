@@ -108,12 +108,13 @@ class TestAgents:
             spent = sum(a["input_tokens"] + a["output_tokens"] for a in told if a["tier"] == name)
             assert usage.usage_metadata[name]["total_tokens"] == spent
 
-    @pytest.mark.parametrize(("used", "city"), [(ALWAYS, "Oslo"), (NEVER, "Rome")])
-    def test_message_streams_have_no_token_of_a_rejected_attempt_and_none_twice(self, small, frontier, used, city):
+    @pytest.mark.parametrize(("used", "city", "whole"), [(ALWAYS, "Oslo", True), (NEVER, "Rome", False)])
+    def test_message_streams_have_each_answer_once(self, small, frontier, used, city, whole):
         told = [m for m, _ in agent(small, frontier, used).stream(ASKED, stream_mode="messages")]
         text = "".join(m.text for m in told if isinstance(m, AIMessage))
         assert text == f"It is sunny in {city}."
-        assert sum(bool(m.text) for m in told if isinstance(m, AIMessage)) > 1
+        # below the frontier in one piece, since each call may still be passed over
+        assert (sum(bool(m.text) for m in told if isinstance(m, AIMessage)) == 1) is whole
 
     def test_a_task_without_tools_stays_on_the_frontier(self, small, frontier):
         messages = agent(small, frontier, release(Rung(SMALL), ())).invoke(ASKED)["messages"]

@@ -21,6 +21,8 @@ __all__ = ["Recorder"]
 
 logger = logging.getLogger(__name__)
 
+TIER = "routenlp_tier"
+"""In the metadata of runs within an attempt of a router's tier."""
 NOWHERE = "nowhere"
 """What is said of an answer whose trace nobody knows."""
 
@@ -131,6 +133,9 @@ class Recorder:
 
     def says(self, run: Run, kind: str, value: float, source: str) -> None:
         """Something around an answer tells of it; nothing is kept where there was none."""
+        if TIER in run.metadata:
+            # of an attempt, which may have been passed over
+            return
         about = self.runs.answered_before(run)
         if about in (None, NOWHERE):
             return

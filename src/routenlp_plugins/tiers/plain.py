@@ -22,15 +22,17 @@ def valid_if_said(completion: Completion) -> Completion:
 
 def text_only(tier: Any) -> Any:
     """A plain callable behind an adapter: it is asked for text, and fails where a call needs more than that."""
-    if iscoroutinefunction(tier) or iscoroutinefunction(tier.__call__):
+    return (_AsyncTextOnly if iscoroutinefunction(tier) or iscoroutinefunction(tier.__call__) else _TextOnly)(tier)
 
-        async def answer(call: Call) -> Completion:
-            _refuse(call)
-            completion: Completion = await tier(call)
-            return completion
 
-        return answer
-    return _TextOnly(tier)
+@dataclass(frozen=True, slots=True)
+class _AsyncTextOnly:
+    tier: Any
+
+    async def __call__(self, call: Call) -> Completion:
+        _refuse(call)
+        completion: Completion = await self.tier(call)
+        return completion
 
 
 @dataclass(frozen=True, slots=True)

@@ -101,7 +101,7 @@ class _Checked:
             raise PortfolioError(
                 f"tier {name!r}: streamed a {type(item).__name__}; a tier streams Delta, and at last its Completion"
             )
-        if not (self._begun or item.text) and item.valid:
+        if not (self._begun or item.text or item.payload is not None) and item.valid:
             raise TierError(_EMPTY, name)
         self.whole = True
         return complete(self._tier, self._call, item, (perf_counter() - self._start) * 1e3)

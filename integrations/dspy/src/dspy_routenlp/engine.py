@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing, contextmanager
-from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +21,13 @@ from dspy.lm15 import (
 
 from routenlp_plugins import (
     Answer,
-    AuditOptions,
+    Auditable,
     Auditor,
     Delta,
     Dispatcher,
     Query,
     Release,
     TierError,
-    TraceStore,
     WrappingTier,
 )
 
@@ -41,7 +39,7 @@ from .tiers import LMTier
 __all__ = ["AsyncRouterEngine", "RouterEngine"]
 
 
-class RouterEngine:
+class RouterEngine(Auditable):
     """Answers each request with the cheapest tier its release accepts.
 
     ``RouterEngine(tiers, release).lm()`` takes the place of a `dspy.LM`. The decision is in
@@ -63,6 +61,8 @@ class RouterEngine:
         ReleaseError: the release cannot be used.
     """
 
+    _dispatcher: Dispatcher
+
     def __init__(
         self,
         tiers: Mapping[str, Any],
@@ -76,7 +76,7 @@ class RouterEngine:
         self.task = task
         self.demonstrations = demonstrations
         used = {name: LMTier.of(name, tier) for name, tier in tiers.items()}
-        self.dispatcher = Dispatcher(self.release, used, comparators, tuple(listeners))
+        self._dispatcher = Dispatcher(self.release, used, comparators, tuple(listeners))
         self._auditor: Auditor | None = None
         self.release.check_task(task)
 
@@ -93,48 +93,17 @@ class RouterEngine:
         model = f"routenlp/{self.release.digest[:16]}"
         return dspy.LM(model, engine=self, async_engine=AsyncRouterEngine(self), **own)
 
-    @contextmanager
-    def audited(
-        self,
-        quality: Any,
-        log: str | Path,
-        options: AuditOptions | None = None,
-        store: TraceStore | None = None,
-    ) -> Iterator[RouterEngine]:
-        """The same engine with its certificate watched: a share of its requests is put to every tier, after the answer.
-
-        Args:
-            quality, log, options, store: see `routenlp_plugins.Auditor`.
-
-        Raises:
-            DataError: the release is not certified, the log is of another one, or another auditor writes to it.
-        """
-        with Auditor(self.dispatcher, quality, log, options, store) as auditor:
-            watched = copy(self)
-            watched._auditor = auditor
-            yield watched
-
-    @property
-    def expired(self) -> dict[str, str]:
-        """Task -> why its certificate has expired, of an engine that is audited."""
-        return {} if self._auditor is None else self._auditor.expired
-
-    @property
-    def answering(self) -> Dispatcher | Auditor:
-        """What answers: the dispatcher, or what watches it."""
-        return self.dispatcher if self._auditor is None else self._auditor.instead_of(self.dispatcher)
-
     # what DSPy asks of an engine
 
     def complete(self, request: Request) -> Response:
         """The accepted answer."""
         with _own_errors(), telling():
-            return response_of(tell(self.answering.run(self.query(request))))
+            return response_of(tell(self._answering.run(self.query(request))))
 
     def stream(self, request: Request) -> Iterator[Any]:
         """The accepted answer as events, of which none is of a rejected one."""
         events = _Events()
-        with _own_errors(), telling(), closing(self.answering.stream(self.query(request))) as pieces:
+        with _own_errors(), telling(), closing(self._answering.stream(self.query(request))) as pieces:
             for piece in pieces:
                 yield from events.of(piece)
 
@@ -169,9 +138,9 @@ class RouterEngine:
             TypeError: a tier is no `dspy.LM`, or there are comparators: save the program without this LM, and set it
                 again after loading.
         """
-        own = {name: tier for name, tier in self.dispatcher.tiers.items() if isinstance(tier, LMTier)}
-        foreign = [name for name in self.dispatcher.tiers if name not in own]
-        if foreign or self.dispatcher.comparators:
+        own = {name: tier for name, tier in self._dispatcher.tiers.items() if isinstance(tier, LMTier)}
+        foreign = [name for name in self._dispatcher.tiers if name not in own]
+        if foreign or self._dispatcher.comparators:
             what = f"tier {foreign[0]!r}, which is no dspy.LM," if foreign else "its comparators"
             raise TypeError(f"RouterEngine cannot be saved: {what} would be lost; set the LM again after loading")
         return {
@@ -194,7 +163,7 @@ class RouterEngine:
 
     @property
     def _lms(self) -> list[dspy.LM]:
-        inner = [WrappingTier.innermost(tier) for tier in self.dispatcher.tiers.values()]
+        inner = [WrappingTier.innermost(tier) for tier in self._dispatcher.tiers.values()]
         return [tier.lm for tier in inner if isinstance(tier, LMTier)]
 
     def _all(self, name: str) -> bool:
@@ -210,13 +179,13 @@ class AsyncRouterEngine:
     async def complete(self, request: Request) -> Response:
         """The accepted answer."""
         with _own_errors(), telling():
-            return response_of(tell(await self.engine.answering.arun(self.engine.query(request))))
+            return response_of(tell(await self.engine._answering.arun(self.engine.query(request))))
 
     async def stream(self, request: Request) -> AsyncIterator[Any]:
         """The accepted answer as events, of which none is of a rejected one."""
         events = _Events()
         with _own_errors(), telling():
-            async with aclosing(self.engine.answering.astream(self.engine.query(request))) as pieces:
+            async with aclosing(self.engine._answering.astream(self.engine.query(request))) as pieces:
                 async for piece in pieces:
                     for event in events.of(piece):
                         yield event

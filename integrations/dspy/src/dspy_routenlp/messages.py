@@ -165,14 +165,9 @@ def response_of(answer: Answer) -> Response:
 
 def _usage(answer: Answer) -> Usage:
     """Of all attempts; unknown where one of them is."""
-    told = [attempt.completion for attempt in answer.trace.attempts if attempt.completion is not None]
-    known = [
-        (one.input_tokens, one.output_tokens)
-        for one in told
-        if one.input_tokens is not None and one.output_tokens is not None
-    ]
-    if not known or len(known) < len(told):
+    if answer.trace.tokens is None:
         return Usage()
-    read, said = (sum(side) for side in zip(*known, strict=True))
+    read, said = answer.trace.tokens
+    told = [attempt.completion for attempt in answer.trace.attempts if attempt.completion is not None]
     cached = sum(one.cached_tokens or 0 for one in told)
     return Usage(input_tokens=read, output_tokens=said, total_tokens=read + said, cache_read_tokens=cached or None)

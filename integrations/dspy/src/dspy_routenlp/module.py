@@ -12,7 +12,7 @@ import dspy
 
 from routenlp_plugins import (
     Answer,
-    AuditOptions,
+    Auditable,
     Auditor,
     Dispatcher,
     PortfolioError,
@@ -20,7 +20,6 @@ from routenlp_plugins import (
     Release,
     TierError,
     Trace,
-    TraceStore,
     WrappingTier,
 )
 
@@ -34,12 +33,13 @@ __all__ = ["RouterModule", "decision_of"]
 _STATE = "routenlp"
 
 
-class RouterModule(dspy.Module):  # type: ignore[misc]
+class RouterModule(Auditable, dspy.Module):  # type: ignore[misc]
     """Runs a student program on the cheapest tier whose prediction its release accepts.
 
     Any program will do: it is run whole, under ``dspy.context(lm=tier)``, so that a predictor with an LM of its own
     keeps that. Rejected attempts reach neither DSPy's trace, from which optimisers learn, nor streams. The decision is
-    `decision_of` the prediction.
+    `decision_of` the prediction. In audits the inputs are ``query.payload.inputs``, a tier's prediction is
+    ``completion.payload.prediction``; they run under the settings of the run that is audited, and nobody hears of them.
 
     Args:
         student: the program, or name of a tier -> a program of its own, as `RouterOptimizer` makes them. It is shared
@@ -53,6 +53,8 @@ class RouterModule(dspy.Module):  # type: ignore[misc]
         PortfolioError: a tier is missing, unknown or no LM, or the release does not know the task.
         ReleaseError: the release cannot be used.
     """
+
+    _dispatcher: Dispatcher
 
     def __init__(
         self,
@@ -106,43 +108,9 @@ class RouterModule(dspy.Module):  # type: ignore[misc]
         with self._own_errors(), telling():
             return self._accepted(tell(await self._answering.arun(self._query(inputs))))
 
-    @contextmanager
-    def audited(
-        self,
-        quality: Any,
-        log: str | Path,
-        options: AuditOptions | None = None,
-        store: TraceStore | None = None,
-    ) -> Iterator[Self]:
-        """The same module with its certificate watched: a share of its runs is put to every tier, after the answer.
-
-        An audit has the settings of the run that it audits; no callback, tracker or history hears of it.
-
-        Args:
-            quality: (query, answer of a tier) -> quality in [0, 1] or None. The inputs are ``query.payload.inputs``,
-                the prediction is ``completion.payload.prediction``.
-            log, options, store: see `routenlp_plugins.Auditor`.
-
-        Raises:
-            DataError: the release is not certified, the log is of another one, or another auditor writes to it.
-        """
-        with Auditor(self._dispatcher, quality, log, options, store) as auditor:
-            watched = self._copied()
-            watched._auditor = auditor
-            yield watched
-
-    @property
-    def expired(self) -> dict[str, str]:
-        """Task -> why its certificate has expired, of a module that is audited."""
-        return {} if self._auditor is None else self._auditor.expired
-
-    @property
-    def _answering(self) -> Dispatcher | Auditor:
-        return self._dispatcher if self._auditor is None else self._auditor.instead_of(self._dispatcher)
-
     def routed(self, release: Release | str | Path, students: Mapping[str, dspy.Module] | None = None) -> Self:
         """The same over another release, and other programs."""
-        other = self._copied()
+        other = copy(self)
         other.take(Release.given(release), dict(students or self.students))
         return other
 
@@ -194,7 +162,7 @@ class RouterModule(dspy.Module):  # type: ignore[misc]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Programs are copied; tiers and release are shared: connections and local models cannot be copied."""
-        other = self._copied()
+        other = copy(self)
         memo[id(self)] = other
         for student in self.students.values():
             if id(student) not in memo:
@@ -202,8 +170,10 @@ class RouterModule(dspy.Module):  # type: ignore[misc]
         other.students = {name: memo[id(student)] for name, student in self.students.items()}
         return other
 
-    def _copied(self) -> Self:
-        other = copy(self)
+    def __copy__(self) -> Self:
+        """With the same programs, but a history of its own."""
+        other: Self = object.__new__(type(self))
+        other.__dict__.update(self.__dict__)
         other.routing = Routing(other)
         other.history, other.callbacks = [], [*self.callbacks]
         return other

@@ -9,17 +9,29 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from langchain.agents.middleware import AgentMiddleware, ModelRequest, ModelResponse
+from langchain.agents.structured_output import ProviderStrategy, ToolStrategy
 from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
 from langchain_core.runnables.config import ensure_config
-from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
+from langchain_core.utils.function_calling import convert_to_openai_tool
 from langgraph.constants import TAG_NOSTREAM
 from langgraph.errors import GraphBubbleUp
 
-from routenlp_plugins import Answer, Call, Completion, Dispatcher, PortfolioError, Query, Release, Trace, call_settings
+from routenlp_plugins import (
+    Answer,
+    Call,
+    Completion,
+    Dispatcher,
+    PortfolioError,
+    Query,
+    Release,
+    Trace,
+    call_settings,
+)
 
-from .messages import completion_of, query_of
-from .tiers import errors_of_tiers
+from .messages import answer_of, query_of
+from .place import TIER, Place
+from .tiers import errors_of_tiers, may_be_passed_over
 
 __all__ = ["RouterMiddleware"]
 
@@ -71,12 +83,16 @@ class RouterMiddleware(AgentMiddleware[Any, Any, Any]):
     def wrap_model_call(self, request: Request, handler: Callable[[Request], Response]) -> Response:
         """Answer a model call."""
         with _as_without_us():
-            return _response(self._dispatcher.run(self._query(request, handler)))
+            answer = self._dispatcher.run(self._query(request, handler))
+        Place.around().announce(answer.trace)
+        return _response(answer)
 
     async def awrap_model_call(self, request: Request, handler: Callable[[Request], Awaitable[Response]]) -> Response:
         """As `wrap_model_call`, without blocking the event loop."""
         with _as_without_us():
-            return _response(await self._dispatcher.arun(self._query(request, handler)))
+            answer = await self._dispatcher.arun(self._query(request, handler))
+        await Place.around().aannounce(answer.trace)
+        return _response(answer)
 
     def _query(self, request: Request, handler: Callable[[Request], Any]) -> Query:
         messages: list[BaseMessage] = [*([request.system_message] if request.system_message else []), *request.messages]
@@ -85,8 +101,7 @@ class RouterMiddleware(AgentMiddleware[Any, Any, Any]):
         options["tools"] = [tool if isinstance(tool, dict) else convert_to_openai_tool(tool) for tool in request.tools]
         options["tool_choice"] = request.tool_choice
         if form is not None:
-            schema: Any = getattr(form, "schema", form)
-            options["response_format"] = [type(form).__name__, convert_to_json_schema(schema)]
+            options["response_format"] = [type(form).__name__, *_schemas(form)]
         task = (ensure_config().get("metadata") or {}).get("routenlp_task", self.task)
         return query_of(messages, task, frozenset(requires), call_settings(options), _AgentCall(request, handler))
 
@@ -117,11 +132,10 @@ class _AgentTier:
     def _request(self, call: Call) -> Request:
         request: Request = call.payload.request
         model = request.model if self.model is None else self.model
-        final = call.final
-        # of what may be rejected no token may be seen; which model and prompt it is, is known at the end only
-        if final is None or final.models or final.prompts:
-            model = model.model_copy(update={"tags": [*(model.tags or ()), TAG_NOSTREAM]})
-        return request.override(model=model)
+        own = {"metadata": {**(model.metadata or {}), TIER: call.tier}}
+        # of what may be passed over no token may be seen, and below the frontier every call may fail after some
+        tags = {"tags": [*(model.tags or ()), TAG_NOSTREAM]} if may_be_passed_over(call) else {}
+        return request.override(model=model.model_copy(update={**own, **tags}))
 
 
 class _Interrupted(BaseException):
@@ -154,7 +168,19 @@ def _completion(response: Response) -> Completion:
     message = next((one for one in reversed(response.result) if isinstance(one, AIMessage)), None)
     if message is None:
         raise TypeError("the model's answer is no AIMessage")
-    return replace(completion_of(message), payload=response)
+    completion = replace(answer_of(message), payload=response)
+    # an agent tells the model of a structured answer that does not parse, and asks again
+    if response.structured_response is None and any(isinstance(one, ToolMessage) for one in response.result):
+        completion = replace(completion, scores={**completion.scores, "valid": 0.0})
+    return completion
+
+
+def _schemas(form: Any) -> list[Any]:
+    """Of a response format, of one kind or of several."""
+    if not isinstance(form, ToolStrategy | ProviderStrategy):
+        form = ToolStrategy(getattr(form, "schema", form))
+    specs = form.schema_specs if isinstance(form, ToolStrategy) else [form.schema_spec]
+    return [spec.json_schema for spec in specs]
 
 
 def _response(answer: Answer) -> Response:

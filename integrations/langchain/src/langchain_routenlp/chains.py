@@ -30,7 +30,7 @@ from routenlp_plugins import (
     TraceStore,
 )
 
-from .chat_model import Quality, RouterChatModel
+from .chat_model import RouterChatModel
 from .messages import completion_of, query_of
 from .place import DECISION
 from .rewrite import chat_models, describe, model_name, rewrite
@@ -125,7 +125,7 @@ class RouterRunnable(RunnableBindingBase[Any, Any]):
     @contextmanager
     def audited(
         self,
-        quality: Quality,
+        quality: Callable[[Query, Completion], float | None],
         log: str | Path,
         options: AuditOptions | None = None,
         store: TraceStore | None = None,

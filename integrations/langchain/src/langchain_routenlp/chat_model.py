@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import aclosing, closing, contextmanager
+from contextlib import aclosing, closing
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,14 +18,12 @@ from pydantic import ConfigDict, Field, PrivateAttr, field_validator, model_vali
 
 from routenlp_plugins import (
     Answer,
-    AuditOptions,
+    Auditable,
     Auditor,
-    Completion,
     Dispatcher,
     PortfolioError,
     Query,
     Release,
-    TraceStore,
     WrappingTier,
     beyond_text,
     call_settings,
@@ -42,12 +40,11 @@ __all__ = ["RouterChatModel"]
 
 _SAMPLING = ("temperature", "max_tokens")
 _OF_THE_TIERS = {"timeout", "max_retries", "api_key", "streaming"}
-Quality = Callable[[Query, Completion], float | None]
 _STRUCTURED, _TOOL_OPTIONS = "routenlp_structured", "routenlp_tool_options"
 """Comes with tools that were bound to the router and are in no provider's form yet: what else they were bound with."""
 
 
-class RouterChatModel(PlacedChatModel):
+class RouterChatModel(Auditable, PlacedChatModel):
     """Answers each query with the cheapest tier its release accepts.
 
     The whole cascade is one run: handlers see one start and one end, and usage is the sum of all attempts. The
@@ -82,7 +79,7 @@ class RouterChatModel(PlacedChatModel):
     temperature: float | None = None
     max_tokens: int | None = None
     stop: list[str] | None = None
-    _built: tuple[Any, Any, Dispatcher] | None = PrivateAttr(None)
+    _built: tuple[tuple[Any, ...], Dispatcher] | None = PrivateAttr(None)
     _digested: tuple[Any, str] | None = PrivateAttr(None)
     _auditor: Auditor | None = PrivateAttr(None)
 
@@ -112,37 +109,11 @@ class RouterChatModel(PlacedChatModel):
     @property
     def _dispatcher(self) -> Dispatcher:
         # made again for a copy with other tiers or another release
-        if self._built is None or self._built[0] is not self.release or self._built[1] is not self.tiers:
+        given = (self.release, self.tiers, self.comparators, self.listeners)
+        if self._built is None or any(one is not before for one, before in zip(given, self._built[0], strict=True)):
             tiers = {name: LangChainTier.of(name, tier) for name, tier in self.tiers.items()}
-            self._built = (self.release, self.tiers, Dispatcher(self.release, tiers, self.comparators, self.listeners))
-        return self._built[2]
-
-    @contextmanager
-    def audited(
-        self,
-        quality: Quality,
-        log: str | Path,
-        options: AuditOptions | None = None,
-        store: TraceStore | None = None,
-    ) -> Iterator[RouterChatModel]:
-        """The same model with its certificate watched: a share of its calls is put to every tier, after the answer.
-
-        Args:
-            quality, log, options, store: see `routenlp_plugins.Auditor`. The text of the query is the last message of
-                the user, as the tiers see it.
-
-        Raises:
-            DataError: the release is not certified, the log is of another one, or another auditor writes to it.
-        """
-        with Auditor(self._dispatcher, quality, log, options, store) as auditor:
-            watched = self.model_copy()
-            watched._auditor = auditor
-            yield watched
-
-    @property
-    def expired(self) -> dict[str, str]:
-        """Task -> why its certificate has expired, of a model that is audited."""
-        return {} if self._auditor is None else self._auditor.expired
+            self._built = (given, Dispatcher(self.release, tiers, self.comparators, self.listeners))
+        return self._built[1]
 
     def get_token_ids(self, text: str) -> list[int]:
         """As the frontier counts, where it is a LangChain model."""
@@ -168,7 +139,8 @@ class RouterChatModel(PlacedChatModel):
     @property
     def _models(self) -> dict[str, BaseChatModel | None]:
         """Tier -> its chat model; None for one that is a plain callable."""
-        return {n: t.model if isinstance(t, LangChainTier) else None for n, t in self._dispatcher.tiers.items()}
+        inner = {name: WrappingTier.innermost(tier) for name, tier in self._dispatcher.tiers.items()}
+        return {name: tier.model if isinstance(tier, LangChainTier) else None for name, tier in inner.items()}
 
     def _resolve_model_profile(self) -> ModelProfile | None:
         """What all tiers can do; nothing is known of a plain callable."""
@@ -261,7 +233,7 @@ class RouterChatModel(PlacedChatModel):
         place = Place.of(run_manager)
         query, dispatcher = self._prepare(messages, stop, place, kwargs)
         with errors_of_tiers(dispatcher):
-            answer = self._answering(dispatcher).run(query)
+            answer = self._answered_by(dispatcher).run(query)
         place.announce(answer.trace)
         return _result(answer)
 
@@ -275,7 +247,7 @@ class RouterChatModel(PlacedChatModel):
         place = Place.of(run_manager)
         query, dispatcher = self._prepare(messages, stop, place, kwargs)
         with errors_of_tiers(dispatcher):
-            answer = await self._answering(dispatcher).arun(query)
+            answer = await self._answered_by(dispatcher).arun(query)
         await place.aannounce(answer.trace)
         return _result(answer)
 
@@ -289,7 +261,7 @@ class RouterChatModel(PlacedChatModel):
         place = Place.of(run_manager) if run_manager else self._place
         query, dispatcher = self._prepare(messages, stop, place, kwargs)
         chunks = Chunks()
-        with errors_of_tiers(dispatcher), closing(self._answering(dispatcher).stream(query)) as parts:
+        with errors_of_tiers(dispatcher), closing(self._answered_by(dispatcher).stream(query)) as parts:
             for part in parts:
                 if isinstance(part, Answer):
                     place.announce(part.trace)
@@ -308,7 +280,7 @@ class RouterChatModel(PlacedChatModel):
         query, dispatcher = self._prepare(messages, stop, place, kwargs)
         chunks = Chunks()
         with errors_of_tiers(dispatcher):
-            async with aclosing(self._answering(dispatcher).astream(query)) as parts:
+            async with aclosing(self._answered_by(dispatcher).astream(query)) as parts:
                 async for part in parts:
                     if isinstance(part, Answer):
                         await place.aannounce(part.trace)
@@ -316,11 +288,9 @@ class RouterChatModel(PlacedChatModel):
                     else:
                         yield chunks.of(part)
 
-    def _answering(self, dispatcher: Dispatcher) -> Dispatcher | Auditor:
+    def _answered_by(self, dispatcher: Dispatcher) -> Dispatcher | Auditor:
         # what is pinned to a tier says nothing about the policy
-        if self._auditor is None or dispatcher is not self._dispatcher:
-            return dispatcher
-        return self._auditor.instead_of(dispatcher)
+        return self._answering if dispatcher is self._dispatcher else dispatcher
 
     def _prepare(
         self,
@@ -341,13 +311,14 @@ class RouterChatModel(PlacedChatModel):
         requires = beyond_text({**options, **asked})
         task = place.metadata.get("routenlp_task", self.task)
         call = ModelCall(messages, self.stop if stop is None else stop, options, tool_options, structured)
-        query = query_of(messages, task, requires, call_settings({**options, **asked, "stop": call.stop}), call)
+        settings = call_settings({**options, **(tool_options or {}), **asked, "stop": call.stop})
+        query = query_of(messages, task, requires, settings, call)
         dispatcher = self._dispatcher
         if pinned is not None and pinned in self.tiers:
             dispatcher = dispatcher.pinned(pinned)
             pinned = None
         frontier = dispatcher.release.portfolio.frontier
-        if isinstance(dispatcher.tiers[frontier], LangChainTier):
+        if isinstance(WrappingTier.innermost(dispatcher.tiers[frontier]), LangChainTier):
             return query, dispatcher
         if pinned is not None:
             raise PortfolioError(f"model={pinned!r} is not a tier; tiers: {', '.join(self.tiers)}")

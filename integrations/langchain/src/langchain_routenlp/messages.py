@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import reduce
 from math import isnan
 from typing import Any
 
@@ -17,10 +18,11 @@ from routenlp_plugins import (
     alternative_scores,
     chat_query,
     turn_key,
+    valid_if_said,
     with_calls,
 )
 
-__all__ = ["answer_message", "completion_of", "message_of", "query_of"]
+__all__ = ["answer_message", "answer_of", "completion_of", "message_of", "query_of", "says_more"]
 
 MOST_TOKENS = 10**15
 _ROLES = {"human": "user", "ai": "assistant", "developer": "system"}
@@ -144,15 +146,29 @@ def message_of(completion: Completion, tier: str) -> AIMessage:
     return AIMessage(completion.text, response_metadata=metadata, usage_metadata=_usage(completion))
 
 
+def answer_of(message: AIMessage) -> Completion:
+    """A message as the answer of a tier: one that says nothing is not valid."""
+    completion = completion_of(message)
+    return completion if says_more(message) else valid_if_said(completion)
+
+
+def says_more(message: BaseMessage) -> bool:
+    """Whether a message says something that is no text: media, a refusal, a call in an older form."""
+    blocks = [] if isinstance(message.content, str) else message.content
+    kinds = {block.get("type") for block in blocks if isinstance(block, dict)}
+    older = ("refusal", "function_call", "tool_calls")
+    return bool(kinds - {"text", "reasoning", "thinking", None}) or any(message.additional_kwargs.get(n) for n in older)
+
+
 def answer_message(answer: Answer) -> AIMessage:
     """The message of a routed answer: usage of all attempts, the decision in ``response_metadata["routenlp"]``."""
     completions = [attempt.completion for attempt in answer.trace.attempts if attempt.completion is not None]
     chosen = answer.trace.accepted.completion
     message = message_of(completions[-1] if chosen is None else chosen, answer.tier)
-    usage: UsageMetadata | None = None
-    for completion in completions:
-        own = _usage_of(completion)
-        usage = add_usage(usage, own) if own else usage
+    every = [_usage_of(completion) for completion in completions]
+    known = [usage for usage in every if usage is not None]
+    # a sum that leaves one out would be wrong
+    usage = reduce(add_usage, known) if known and len(known) == len(every) else None
     metadata = dict(message.response_metadata)
     metadata.setdefault("model_name", answer.tier)
     metadata["routenlp"] = answer.trace.as_dict()

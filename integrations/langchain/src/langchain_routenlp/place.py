@@ -26,10 +26,13 @@ from pydantic import PrivateAttr
 
 from routenlp_plugins import Trace
 
-__all__ = ["DECISION", "Place", "PlacedChatModel"]
+__all__ = ["DECISION", "TIER", "Place", "PlacedChatModel"]
 
 DECISION = "routenlp_decision"
 """Name of the custom event that tells handlers the whole trace of an answer, under ``trace``."""
+
+TIER = "routenlp_tier"
+"""In the metadata of runs that are attempts of a tier, and of all runs within."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,14 @@ class Place:
         if manager is None:
             return cls()
         return cls(manager.run_id, manager.handlers, manager.tags, manager.metadata)
+
+    @classmethod
+    def around(cls) -> Place:
+        """That of the run which is under way here."""
+        manager = ensure_config().get("callbacks")
+        if not isinstance(manager, BaseCallbackManager):
+            return cls()
+        return cls(manager.parent_run_id, manager.handlers, manager.tags, manager.metadata)
 
     def announce(self, trace: Trace) -> None:
         """Tell the handlers of a decision."""

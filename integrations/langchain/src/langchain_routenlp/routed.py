@@ -6,10 +6,11 @@ import json
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from typing import Any
 
 from langchain_core.callbacks import BaseCallbackHandler
-from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.outputs import ChatGeneration, LLMResult
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableSerializable
 from langchain_core.runnables.config import patch_config
@@ -17,9 +18,9 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
 from routenlp_plugins import Answer, Call, Completion, Delta, Dispatcher, PortfolioError, Query
 
-from .messages import completion_of
-from .place import Place
-from .tiers import errors_of_tiers
+from .messages import answer_of, completion_of
+from .place import TIER, Place
+from .tiers import errors_of_tiers, may_be_passed_over
 
 __all__ = ["RoutedChains", "WholeChain", "text_of"]
 
@@ -51,7 +52,7 @@ class WholeChain:
     """
 
     chain: Runnable[Any, Any]
-    to_input: Callable[[Query], Any] = lambda query: query.text
+    to_input: Callable[[Query], Any] = attrgetter("text")
 
     def __call__(self, call: Call) -> Completion:
         """Run the chain."""
@@ -90,8 +91,9 @@ class WholeChain:
             return self.to_input(call.query), {"callbacks": [heard]}, {}
         child = asked.manager.get_child(f"tier:{call.tier}")
         child.add_handler(heard, inherit=True)
-        if call.final is None:
-            # of what may be rejected no token may be seen
+        child.add_metadata({TIER: call.tier})
+        if may_be_passed_over(call):
+            # no token of it may be seen
             child.add_tags([NOSTREAM])
         return asked.input, patch_config(asked.config, callbacks=child), asked.options
 
@@ -222,9 +224,11 @@ class _Heard(BaseCallbackHandler):
         told = [completion_of(message) for message in self._messages]
         models = sorted({one.model for one in told if one.model is not None})
         alone = told[0] if len(told) == 1 else Completion("", model=" + ".join(models) or None)
+        said = answer_of(output) if isinstance(output, AIMessage) else Completion(text_of(output))
         return replace(
             alone,
-            text=completion_of(output).text if isinstance(output, AIMessage) else text_of(output),
+            text=said.text,
+            scores={**alone.scores, "valid": float(_says(output) and said.valid)},
             input_tokens=_total([one.input_tokens for one in told]),
             output_tokens=_total([one.output_tokens for one in told]),
             cached_tokens=sum(one.cached_tokens or 0 for one in told),
@@ -251,9 +255,9 @@ class _Parts:
 
 
 def _says(part: Any) -> bool:
-    if isinstance(part, BaseMessage):
-        return bool(part.content or getattr(part, "tool_call_chunks", None))
-    return part not in (None, "", [], {})
+    if isinstance(part, AIMessageChunk):
+        return bool(part.content or part.tool_call_chunks)
+    return bool(part) if part is None or isinstance(part, str | list | dict) else True
 
 
 def _total(counts: Sequence[int | None]) -> int | None:

@@ -27,7 +27,7 @@ from routenlp_plugins import (
 )
 
 from .messages import completion_of, query_of
-from .place import DECISION
+from .place import DECISION, TIER
 from .tiers import LangChainTier, ModelCall
 
 __all__ = ["SignalCallbackHandler", "shadow_tiers"]
@@ -42,7 +42,8 @@ class SignalCallbackHandler(BaseCallbackHandler):
     Attach it to any chain: ``chain.invoke(input, {"callbacks": [handler]})``. Nothing is routed, and no request waits.
     Each call of a model is a trace, with failed attempts at the same messages before it; it is found by the run id
     of the call and by those of all runs around it: ``store.signal(run_id, "thumbs", 1)``. What parsers, validators,
-    tools and repeated questions say becomes signals by itself. Behind a `RouterChatModel` the whole decision is kept.
+    tools and repeated questions say becomes signals by itself. Behind a router the whole decision is kept, and what is
+    said within an attempt says nothing.
 
     The task is ``config["metadata"]["routenlp_task"]``, else `task`. Calls under one root run belong together, and so
     do those of one ``thread_id`` or ``session_id`` in the metadata.
@@ -180,6 +181,9 @@ class SignalCallbackHandler(BaseCallbackHandler):
     ) -> None:
         """Keep what was asked."""
         run = self._recorder.begin(run_id, parent_run_id, _name(serialized, facts), metadata)
+        if TIER in run.metadata:
+            # an attempt is part of a decision
+            return
         told = {**_beyond(invocation_params or {}), **(options or {})}
         call = ModelCall(list(messages[0]), told.get("stop"), *_tools(told))
         task = self._recorder.task_of(run)
@@ -197,13 +201,20 @@ class SignalCallbackHandler(BaseCallbackHandler):
     ) -> None:
         """Keep what was asked of a model that completes text."""
         run = self._recorder.begin(run_id, parent_run_id, _name(serialized, facts), metadata)
-        self._recorder.asked(run, Query(prompts[0] if prompts else "", task=self._recorder.task_of(run)))
+        if TIER not in run.metadata:
+            self._recorder.asked(run, Query(prompts[0] if prompts else "", task=self._recorder.task_of(run)))
 
     def on_custom_event(self, name: str, data: Any, *, run_id: UUID, **_: Any) -> None:
         """Keep the decision of a router."""
         run = self._recorder.get(run_id)
-        if run is not None and name == DECISION and isinstance(data, dict) and isinstance(data.get("trace"), Trace):
-            run.decided = data["trace"]
+        trace = data.get("trace") if name == DECISION and isinstance(data, dict) else None
+        if run is None or TIER in run.metadata or not isinstance(trace, Trace):
+            return
+        if run.query is None:
+            # of a router over whole chains, or of an agent's
+            self._recorder.decided(run, trace)
+        else:
+            run.decided = trace
 
     def on_llm_end(self, response: LLMResult, *, run_id: UUID, **_: Any) -> None:
         """Record the trace of the call."""
@@ -239,7 +250,7 @@ def _name(serialized: dict[str, Any] | None, facts: Mapping[str, Any]) -> str:
 def _beyond(params: Mapping[str, Any]) -> dict[str, Any]:
     """What was asked for beyond text: LangChain tells it among the model's own parameters only."""
     asked = {name for name, value in params.items() if beyond_text({name: value})} - {"model", "model_name"}
-    return {name: params[name] for name in (*sorted(asked), "tool_choice") if name in params}
+    return {name: params[name] for name in (*sorted(asked), "tool_choice", "parallel_tool_calls") if name in params}
 
 
 def _tools(told: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any] | None]:

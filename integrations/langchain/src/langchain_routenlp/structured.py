@@ -10,7 +10,14 @@ from typing import Any
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import BaseMessage
 from langchain_core.output_parsers import PydanticOutputParser
-from langchain_core.runnables import Runnable, RunnableBinding, RunnableLambda, RunnablePassthrough, RunnableSequence
+from langchain_core.runnables import (
+    Runnable,
+    RunnableBinding,
+    RunnableConfig,
+    RunnableLambda,
+    RunnablePassthrough,
+    RunnableSequence,
+)
 from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_function
 
 from routenlp_plugins import PortfolioError, TierError
@@ -127,6 +134,15 @@ def parsed(model: Runnable[Any, Any], structured: Structured, *, include_raw: bo
     parse: Runnable[Any, Any] = RunnableLambda(parser).with_config(run_name="parser")
     if not include_raw:
         return model | parse
-    raw = RunnablePassthrough.assign(parsed=(lambda both: both["raw"]) | parse, parsing_error=lambda _: None)
+    good = RunnablePassthrough.assign(parsed=(lambda both: both["raw"]) | parse, parsing_error=lambda _: None)
     nothing = RunnablePassthrough.assign(parsed=lambda _: None)
-    return {"raw": model} | raw.with_fallbacks([nothing], exception_key="parsing_error")
+    either = good.with_fallbacks([nothing], exception_key="parsing_error")
+
+    # in one piece: of a stream whose first piece came there is no fallback
+    def read(both: dict[str, Any], config: RunnableConfig) -> Any:
+        return either.invoke(both, config)
+
+    async def aread(both: dict[str, Any], config: RunnableConfig) -> Any:
+        return await either.ainvoke(both, config)
+
+    return {"raw": model} | RunnableLambda(read, aread)

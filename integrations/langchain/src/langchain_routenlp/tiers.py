@@ -22,14 +22,13 @@ from routenlp_plugins import (
     TierError,
     WrappingTier,
     text_only,
-    valid_if_said,
 )
 
 from .chunks import delta_of, whole
-from .messages import completion_of
+from .messages import answer_of, says_more
 from .structured import Structured
 
-__all__ = ["LangChainTier", "ModelCall", "errors_of_tiers"]
+__all__ = ["LangChainTier", "ModelCall", "errors_of_tiers", "may_be_passed_over"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,13 +112,14 @@ class LangChainTier:
         """The answer as the model streams it, and at last the whole of it; only the latter if it does not stream."""
         asked, chunks = _asked(call), list[ChatGenerationChunk]()
         # what is to be parsed is of no use before it is whole
-        if asked.structured or not self.model._should_stream(async_api=False, stream=True):
+        arguments = self._arguments(call, asked)
+        if asked.structured or not self.model._should_stream(async_api=False, **{**arguments, "stream": True}):
             yield self(call)
             return
         if self.model.rate_limiter:
             self.model.rate_limiter.acquire(blocking=True)
         held = _Held(call)
-        for chunk in self.model._stream(asked.messages, **self._arguments(call, asked)):
+        for chunk in self.model._stream(asked.messages, **arguments):
             chunks.append(chunk)
             yield from held.after(chunk)
         if chunks:
@@ -128,13 +128,14 @@ class LangChainTier:
     async def astream(self, call: Call) -> AsyncIterator[Delta | Completion]:
         """As `stream`, without blocking the event loop."""
         asked, chunks = _asked(call), list[ChatGenerationChunk]()
-        if asked.structured or not self.model._should_stream(async_api=True, stream=True):
+        arguments = self._arguments(call, asked)
+        if asked.structured or not self.model._should_stream(async_api=True, **{**arguments, "stream": True}):
             yield await self.acall(call)
             return
         if self.model.rate_limiter:
             await self.model.rate_limiter.aacquire(blocking=True)
         held = _Held(call)
-        async for chunk in self.model._astream(asked.messages, **self._arguments(call, asked)):
+        async for chunk in self.model._astream(asked.messages, **arguments):
             chunks.append(chunk)
             for delta in held.after(chunk):
                 yield delta
@@ -144,9 +145,7 @@ class LangChainTier:
     def _completion(self, message: BaseMessage, call: Call) -> Completion:
         if not isinstance(message, AIMessage):
             raise TypeError(f"expected an AIMessage, got {type(message).__name__}")
-        completion = completion_of(message)
-        if not _says_more(message):
-            completion = valid_if_said(completion)
+        completion = answer_of(message)
         structured = _asked(call).structured
         if structured is not None:
             valid = structured.form(call.tier).valid(message)
@@ -168,12 +167,17 @@ class LangChainTier:
         return {**getattr(bound, "kwargs", {}), **arguments}
 
 
+def may_be_passed_over(call: Call) -> bool:
+    """Whether another answer than this one may be returned: of all calls but the frontier's, which may also fail."""
+    return call.final is None or call.final.valid
+
+
 class _Held:
     """Pieces of a stream: below the frontier what says nothing yet, such as thoughts, waits for what does, since an
     answer that says nothing is passed over."""
 
     def __init__(self, call: Call) -> None:
-        self._holds = call.final is not None and call.final.valid
+        self._holds = may_be_passed_over(call)
         self._held: list[Delta] = []
 
     def after(self, chunk: ChatGenerationChunk) -> list[Delta]:
@@ -182,18 +186,10 @@ class _Held:
             return []
         self._held.append(delta)
         message = chunk.message
-        if self._holds and not (delta.text or getattr(message, "tool_call_chunks", None) or _says_more(message)):
+        if self._holds and not (delta.text or getattr(message, "tool_call_chunks", None) or says_more(message)):
             return []
         ready, self._held, self._holds = self._held, [], False
         return ready
-
-
-def _says_more(message: BaseMessage) -> bool:
-    """Whether a message says something that is no text: media, a refusal, a call in an older form."""
-    blocks = [] if isinstance(message.content, str) else message.content
-    kinds = {block.get("type") for block in blocks if isinstance(block, dict)}
-    older = ("refusal", "function_call", "tool_calls")
-    return bool(kinds - {"text", "reasoning", "thinking", None}) or any(message.additional_kwargs.get(n) for n in older)
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import aclosing, closing, contextmanager
+from contextlib import aclosing, closing
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +25,13 @@ from llama_index_instrumentation.span import active_span_id
 
 from routenlp_plugins import (
     Answer,
-    AuditOptions,
+    Auditable,
     Auditor,
     Delta,
     Dispatcher,
     PortfolioError,
     Query,
     Release,
-    TraceStore,
     WrappingTier,
     beyond_text,
     call_settings,
@@ -64,7 +63,7 @@ class RouteDecisionEvent(BaseEvent):
         return "RouteDecisionEvent"
 
 
-class RouterLLM(FunctionCallingLLM):
+class RouterLLM(Auditable, FunctionCallingLLM):
     """Answers each query with the cheapest tier its release accepts.
 
     The decision is in ``additional_kwargs["routenlp"]`` of the response, and in a `RouteDecisionEvent`; token counts
@@ -116,36 +115,6 @@ class RouterLLM(FunctionCallingLLM):
             is_function_calling_model=all(one.is_function_calling_model for one in told),
             model_name="routenlp-router",
         )
-
-    @contextmanager
-    def audited(
-        self,
-        quality: Any,
-        log: str | Path,
-        options: AuditOptions | None = None,
-        store: TraceStore | None = None,
-    ) -> Iterator[RouterLLM]:
-        """The same LLM with its certificate watched: a share of its calls is put to every tier, after the answer.
-
-        Args:
-            quality, log, options, store: see `routenlp_plugins.Auditor`.
-
-        Raises:
-            DataError: the release is not certified, the log is of another one, or another auditor writes to it.
-        """
-        with Auditor(self._dispatcher, quality, log, options, store) as auditor:
-            watched = self.model_copy()
-            watched._auditor = auditor
-            yield watched
-
-    @property
-    def expired(self) -> dict[str, str]:
-        """Task -> why its certificate has expired, of an LLM that is audited."""
-        return {} if self._auditor is None else self._auditor.expired
-
-    @property
-    def _answering(self) -> Dispatcher | Auditor:
-        return self._dispatcher if self._auditor is None else self._auditor.instead_of(self._dispatcher)
 
     @property
     def _llms(self) -> dict[str, LLM]:

@@ -91,15 +91,9 @@ def response_of(answer: Answer) -> ChatResponse:
     response = answer.payload
     if not isinstance(response, ChatResponse):
         response = ChatResponse(message=ChatMessage(answer.text, role=MessageRole.ASSISTANT))
-    told = [attempt.completion for attempt in answer.trace.attempts if attempt.completion is not None]
-    known = [
-        (one.input_tokens, one.output_tokens)
-        for one in told
-        if one.input_tokens is not None and one.output_tokens is not None
-    ]
     counts: dict[str, int] = {}
-    if known and len(known) == len(told):
-        read, said = (sum(side) for side in zip(*known, strict=True))
+    if answer.trace.tokens is not None:
+        read, said = answer.trace.tokens
         counts = {"prompt_tokens": read, "completion_tokens": said, "total_tokens": read + said}
     more = {**response.additional_kwargs, **counts, "routenlp": answer.trace.as_dict()}
     return response.model_copy(update={"additional_kwargs": more})
