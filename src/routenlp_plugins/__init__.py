@@ -96,6 +96,7 @@ if TYPE_CHECKING:
     from .signals.store import StoreOptions as StoreOptions
     from .signals.store import TraceStore as TraceStore
     from .signals.telemetry import Telemetry as Telemetry
+    from .tiers.boundary import own_errors as own_errors
     from .tiers.boundary import received as received
     from .tiers.llama_cpp import LlamaCppTier as LlamaCppTier
     from .tiers.openai_compatible import OpenAICompatibleTier as OpenAICompatibleTier
@@ -182,7 +183,7 @@ _MODULES = {
     "signals.signal": ("Signal", "edit_similarity"),
     "signals.store": ("StoreOptions", "TraceStore"),
     "signals.telemetry": ("Telemetry",),
-    "tiers.boundary": ("received",),
+    "tiers.boundary": ("own_errors", "received"),
     "tiers.llama_cpp": ("LlamaCppTier",),
     "tiers.openai_compatible": ("OpenAICompatibleTier",),
     "tiers.openai_format": ("alternative_scores",),

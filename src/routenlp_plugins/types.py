@@ -133,6 +133,11 @@ class Call:
         """The request as a framework knows it; opaque to the core."""
         return self.query.payload
 
+    @property
+    def may_be_passed_over(self) -> bool:
+        """Whether another answer may be returned, if this one is rejected, not valid or never comes."""
+        return self.final is None or self.final.valid
+
 
 @dataclass(frozen=True, slots=True)
 class Completion:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
+import openai
 import pytest
 from helpers import BEYOND, FRONTIER, SMALL, gated, release_beyond
 from llama_index.core import Document, MockEmbedding, VectorStoreIndex
 from llama_index.core.agent.workflow import FunctionAgent
-from llama_index.core.base.llms.types import ImageBlock
-from llama_index.core.llms import ChatMessage, MockLLM
+from llama_index.core.base.llms.types import ImageBlock, TextBlock, ThinkingBlock
+from llama_index.core.callbacks import CallbackManager, TokenCountingHandler
+from llama_index.core.llms import ChatMessage, ChatResponse, CompletionResponse, CustomLLM, LLMMetadata, MockLLM
+from llama_index.core.llms.callbacks import llm_chat_callback
 from llama_index.core.memory import ChatMemoryBuffer
 from llama_index.core.prompts import PromptTemplate
 from llama_index.core.tools import FunctionTool
@@ -21,7 +26,7 @@ from llama_index_instrumentation.event_handlers import BaseEventHandler
 from pydantic import BaseModel
 
 from llama_index.llms.routenlp import RouterLLM
-from routenlp_plugins import Completion, DataError, PortfolioError, Release, TierError
+from routenlp_plugins import Completion, DataError, Portfolio, PortfolioError, Release, ScoredTier, Tier, TierError
 from routenlp_plugins.policy import Rung
 from routenlp_plugins.testing import ScriptedServer, ScriptedTier
 
@@ -249,14 +254,20 @@ class TestTrouble:
         llm = router(small, frontier, ALWAYS)
         assert llm.chat(ASKED).message.content == SAID
         frontier.fail(500)
-        with pytest.raises(TierError, match=r"no tier answered \(small: .*; frontier: ") as caught:
+        # what it raises without us, which retries know
+        with pytest.raises(openai.InternalServerError) as caught:
             llm.chat(ASKED)
-        assert len(caught.value.attempts) == 2
+        assert re.match(r"routenlp: no tier answered \(small: .*; frontier: ", caught.value.__notes__[0])
+        small.fail(500)
+        core = RouterLLM({SMALL: like(small, SMALL), FRONTIER: ScriptedTier({}, default=None)}, ALWAYS)
+        with pytest.raises(TierError, match="no tier answered") as told:
+            core.chat(ASKED)
+        assert len(told.value.attempts) == 2
 
     def test_a_stream_that_breaks_off(self, small, frontier):
         small.break_off(after=2)
         heard = []
-        with pytest.raises(TierError, match=r"small: .*incomplete chunked read"):
+        with pytest.raises(httpx.RemoteProtocolError, match="incomplete chunked read"):
             heard.extend(router(small, frontier, ALWAYS).stream_chat(ASKED))
         assert [part.delta for part in heard] == ["a sm", "all "] and not frontier.requests
         small.break_off(after=0)
@@ -272,6 +283,8 @@ class TestTrouble:
             RouterLLM({FRONTIER: like(frontier, FRONTIER)}, ALWAYS)
         with pytest.raises(PortfolioError, match="task='x' is unknown to the release; its tasks: t"):
             router(small, frontier, ALWAYS, task="x")
+        with pytest.raises(PortfolioError, match="unknown argument listener, taks; known: tiers, release, task"):
+            router(small, frontier, ALWAYS, taks="t", listener=())
         with pytest.raises(DataError, match="messages: empty"):
             router(small, frontier, ALWAYS).chat([])
 
@@ -281,3 +294,94 @@ async def test_an_empty_answer_below_the_frontier_is_passed_over(frontier):
         llm = router(mute, frontier, ALWAYS)
         assert [llm.chat(ASKED).message.content, (await llm.achat(ASKED)).message.content] == [SAID, SAID]
         assert list(llm.stream_chat(ASKED))[-1].message.content == SAID
+
+
+class TestStructuredPrediction:
+    """Below the frontier an answer that does not parse is passed over."""
+
+    @pytest.mark.parametrize("said", ["I will not", '{"nam', '{"number": 1}'])
+    async def test_what_calls_nothing_or_cannot_be_read(self, said):
+        def filling(arguments: str) -> Any:
+            def reply(request: Any) -> Any:
+                if arguments == "I will not":
+                    return arguments
+                function = {"name": request["tools"][0]["function"]["name"], "arguments": arguments}
+                return {"content": None, "tool_calls": [{"id": "1", "type": "function", "function": function}]}
+
+            return reply
+
+        prompt = PromptTemplate("a city in {country}")
+        with ScriptedServer(filling(said)) as one, ScriptedServer(filling('{"name": "Rome"}')) as other:
+            llm = router(one, other, TOOLS)
+            assert llm.structured_predict(City, prompt, country="Italy") == City(name="Rome")
+            assert await llm.astructured_predict(City, prompt, country="Italy") == City(name="Rome")
+            assert llm.as_structured_llm(City).chat(ASKED).raw == City(name="Rome")
+            assert len(one.requests) == len(other.requests) == 3
+
+
+class TestPieces:
+    def test_calls_that_come_in_one_piece_are_no_words(self):
+        release = release_beyond(gated(SMALL, 0.5, "judge"), BEYOND)
+        with ScriptedServer(calling("Oslo")) as one, ScriptedServer(calling("Rome")) as other:
+            judged = ScoredTier(like(one, SMALL), {"judge": lambda query, answer: 1.0})
+            llm = RouterLLM({SMALL: judged, FRONTIER: like(other, FRONTIER)}, release)
+            parts = list(llm.stream_chat_with_tools([TOOL], "weather?"))
+        assert "".join(part.delta for part in parts) == ""
+        assert llm.get_tool_calls_from_response(parts[-1])[0].tool_kwargs == {"city": "Oslo"}
+
+    @pytest.mark.parametrize("used", [ALWAYS, Release.frontier_only(ALWAYS.portfolio)])
+    def test_thoughts_are_passed_on_but_not_those_of_a_tier_that_says_nothing(self, used):
+        llm = RouterLLM({SMALL: Thinks(words=["yes"]), FRONTIER: Thinks(words=["yes"])}, used, task="t")
+        parts = [(part.delta, part.additional_kwargs.get("thinking_delta")) for part in llm.stream_chat(ASKED)]
+        assert parts == [("", "h"), ("", "m"), ("yes", None), ("", None)]
+        mute = RouterLLM({SMALL: Thinks(words=[]), FRONTIER: MockLLM()}, ALWAYS)
+        assert {part.additional_kwargs.get("thinking_delta") for part in mute.stream_chat(ASKED)} == {None}
+
+
+class Thinks(CustomLLM):
+    words: list[str]
+
+    @property
+    def metadata(self) -> LLMMetadata:
+        return LLMMetadata(is_chat_model=True)
+
+    def complete(self, prompt: str, formatted: bool = False, **more: Any) -> CompletionResponse:
+        raise NotImplementedError
+
+    def stream_complete(self, prompt: str, formatted: bool = False, **more: Any) -> Any:
+        raise NotImplementedError
+
+    @llm_chat_callback()
+    def stream_chat(self, messages: Any, **more: Any) -> Any:
+        def pieces() -> Iterator[ChatResponse]:
+            for place, thought in enumerate("hm"):
+                said = ChatMessage(role="assistant", blocks=[ThinkingBlock(content="hm"[: place + 1])])
+                yield ChatResponse(message=said, delta="", additional_kwargs={"thinking_delta": thought})
+            for word in self.words:
+                said = ChatMessage(role="assistant", blocks=[ThinkingBlock(content="hm"), TextBlock(text=word)])
+                yield ChatResponse(message=said, delta=word)
+
+        return pieces()
+
+
+async def test_each_way_to_ask_is_counted_once(small, frontier):
+    counted = TokenCountingHandler(tokenizer=str.split)
+    llm = router(small, frontier, ALWAYS, callback_manager=CallbackManager([counted]))
+    llm.chat(ASKED)
+    llm.complete("hi")
+    await llm.acomplete("hi")
+    list(llm.stream_complete("hi"))
+    [part async for part in await llm.astream_complete("hi")]
+    assert len(counted.llm_token_counts) == len(small.requests) == 5
+
+
+async def test_a_core_tier_answers_an_agent_without_tools(frontier):
+    llm = RouterLLM({SMALL: ScriptedTier(default="core says"), FRONTIER: like(frontier, FRONTIER)}, ALWAYS)
+    assert str(await FunctionAgent(tools=[], llm=llm).run("weather?", memory=memory())) == "core says"
+
+
+def test_tools_through_a_router_in_a_router(frontier):
+    with ScriptedServer(calling("Oslo")) as one:
+        inner = RouterLLM({"inner": like(one, "inner")}, Release.frontier_only(Portfolio((Tier("inner"),))))
+        llm = RouterLLM({SMALL: inner, FRONTIER: like(frontier, FRONTIER)}, TOOLS)
+        assert llm.predict_and_call([TOOL], "weather?").response == "sunny in Oslo"

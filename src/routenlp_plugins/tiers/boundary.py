@@ -25,6 +25,7 @@ __all__ = [
     "boundary",
     "call_tier",
     "complete",
+    "own_errors",
     "received",
     "sync_form",
 ]
@@ -72,6 +73,25 @@ def received(tier: Tier, call: Call, answer: Completion | Exception) -> Completi
         with boundary(tier.name):
             raise answer
     return complete(tier, call, answer, None)
+
+
+@contextmanager
+def own_errors(known: Callable[[str, BaseException], bool]) -> Iterator[None]:
+    """Within it a failing model of a framework raises what it raised without us, with a note of the attempts.
+
+    Args:
+        known: (tier, what it raised) -> whether callers know such errors; of others the `TierError` is raised.
+    """
+    try:
+        yield
+    except TierError as error:
+        own = error.__cause__.__cause__ if error.__cause__ else None
+        if own is None or not known(error.tier, own):
+            raise
+        note = f"routenlp: {error}"
+        if note not in getattr(own, "__notes__", ()):
+            own.add_note(note)
+        raise own from own.__cause__
 
 
 def _is_async(tier: TierCallable) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import aclosing, closing, contextmanager
+from contextlib import AbstractContextManager, aclosing, closing
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,8 @@ from routenlp_plugins import (
     Dispatcher,
     Query,
     Release,
-    TierError,
     WrappingTier,
+    own_errors,
 )
 
 from .messages import query_of, response_of
@@ -228,14 +228,6 @@ class _Events:
             )
 
 
-@contextmanager
-def _own_errors() -> Iterator[None]:
+def _own_errors() -> AbstractContextManager[None]:
     """A failing model raises what it raised without us, so that callers still know it."""
-    try:
-        yield
-    except TierError as error:
-        own = error.__cause__.__cause__ if error.__cause__ else None
-        if not isinstance(own, dspy.LMError | LM15Error):
-            raise
-        own.add_note(f"routenlp: {error}")
-        raise own from own.__cause__
+    return own_errors(lambda _, error: isinstance(error, dspy.LMError | LM15Error))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from copy import copy
 from pathlib import Path
 from typing import Any, Self
@@ -18,9 +17,9 @@ from routenlp_plugins import (
     PortfolioError,
     Query,
     Release,
-    TierError,
     Trace,
     WrappingTier,
+    own_errors,
 )
 
 from .messages import TASK, context_task
@@ -100,12 +99,12 @@ class RouterModule(Auditable, dspy.Module):  # type: ignore[misc]
 
     def forward(self, **inputs: Any) -> dspy.Prediction:
         """The accepted prediction."""
-        with self._own_errors(), telling():
+        with own_errors(_any), telling():
             return self._accepted(tell(self._answering.run(self._query(inputs))))
 
     async def aforward(self, **inputs: Any) -> dspy.Prediction:
         """As `forward`, without blocking the event loop."""
-        with self._own_errors(), telling():
+        with own_errors(_any), telling():
             return self._accepted(tell(await self._answering.arun(self._query(inputs))))
 
     def routed(self, release: Release | str | Path, students: Mapping[str, dspy.Module] | None = None) -> Self:
@@ -196,20 +195,13 @@ class RouterModule(Auditable, dspy.Module):  # type: ignore[misc]
         result.prediction._routenlp = answer.trace
         return result.prediction
 
-    @contextmanager
-    def _own_errors(self) -> Iterator[None]:
-        """A failing program raises what it raises without us, so that callers still know it."""
-        try:
-            yield
-        except TierError as error:
-            own = error.__cause__.__cause__ if error.__cause__ else None
-            if own is None or isinstance(self._dispatcher.tiers[error.tier], WrappingTier):
-                raise
-            own.add_note(f"routenlp: {error}")
-            raise own from own.__cause__
-
 
 _MEDIA = {dspy.Image: "image", dspy.Audio: "audio", dspy.Tool: "tools"}
+
+
+def _any(*_: Any) -> bool:
+    """A program raises whatever it raises without us."""
+    return True
 
 
 def _requires(inputs: Mapping[str, Any]) -> frozenset[str]:

@@ -31,7 +31,7 @@ from routenlp_plugins import (
 
 from .messages import answer_of, query_of
 from .place import TIER, Place
-from .tiers import errors_of_tiers, may_be_passed_over
+from .tiers import errors_of_tiers
 
 __all__ = ["RouterMiddleware"]
 
@@ -134,7 +134,7 @@ class _AgentTier:
         model = request.model if self.model is None else self.model
         own = {"metadata": {**(model.metadata or {}), TIER: call.tier}}
         # of what may be passed over no token may be seen, and below the frontier every call may fail after some
-        tags = {"tags": [*(model.tags or ()), TAG_NOSTREAM]} if may_be_passed_over(call) else {}
+        tags = {"tags": [*(model.tags or ()), TAG_NOSTREAM]} if call.may_be_passed_over else {}
         return request.override(model=model.model_copy(update={**own, **tags}))
 
 

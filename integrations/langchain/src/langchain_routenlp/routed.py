@@ -20,7 +20,7 @@ from routenlp_plugins import Answer, Call, Completion, Delta, Dispatcher, Portfo
 
 from .messages import answer_of, completion_of
 from .place import TIER, Place
-from .tiers import errors_of_tiers, may_be_passed_over
+from .tiers import errors_of_tiers
 
 __all__ = ["RoutedChains", "WholeChain", "text_of"]
 
@@ -92,7 +92,7 @@ class WholeChain:
         child = asked.manager.get_child(f"tier:{call.tier}")
         child.add_handler(heard, inherit=True)
         child.add_metadata({TIER: call.tier})
-        if may_be_passed_over(call):
+        if call.may_be_passed_over:
             # no token of it may be seen
             child.add_tags([NOSTREAM])
         return asked.input, patch_config(asked.config, callbacks=child), asked.options

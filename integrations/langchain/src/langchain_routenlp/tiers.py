@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,8 +19,8 @@ from routenlp_plugins import (
     Dispatcher,
     PortfolioError,
     SelfConsistentTier,
-    TierError,
     WrappingTier,
+    own_errors,
     text_only,
 )
 
@@ -28,7 +28,7 @@ from .chunks import delta_of, whole
 from .messages import answer_of, says_more
 from .structured import Structured
 
-__all__ = ["LangChainTier", "ModelCall", "errors_of_tiers", "may_be_passed_over"]
+__all__ = ["LangChainTier", "ModelCall", "errors_of_tiers"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,17 +167,12 @@ class LangChainTier:
         return {**getattr(bound, "kwargs", {}), **arguments}
 
 
-def may_be_passed_over(call: Call) -> bool:
-    """Whether another answer than this one may be returned: of all calls but the frontier's, which may also fail."""
-    return call.final is None or call.final.valid
-
-
 class _Held:
     """Pieces of a stream: below the frontier what says nothing yet, such as thoughts, waits for what does, since an
     answer that says nothing is passed over."""
 
     def __init__(self, call: Call) -> None:
-        self._holds = may_be_passed_over(call)
+        self._holds = call.may_be_passed_over
         self._held: list[Delta] = []
 
     def after(self, chunk: ChatGenerationChunk) -> list[Delta]:
@@ -192,22 +187,17 @@ class _Held:
         return ready
 
 
-@contextmanager
-def errors_of_tiers(dispatcher: Dispatcher | None = None) -> Iterator[None]:
+def errors_of_tiers(dispatcher: Dispatcher | None = None) -> AbstractContextManager[None]:
     """A failing chat model raises what it raised without us, so that retries and fallbacks still know it.
 
     Args:
         dispatcher: of whose tiers only the chat models do so; None: all do.
     """
-    try:
-        yield
-    except TierError as error:
-        own = error.__cause__.__cause__ if error.__cause__ else None
-        tier = None if dispatcher is None else WrappingTier.innermost(dispatcher.tiers[error.tier])
-        if own is None or not (dispatcher is None or isinstance(tier, LangChainTier)):
-            raise
-        own.add_note(f"routenlp: {error}")
-        raise own from own.__cause__
+
+    def known(tier: str, _: BaseException) -> bool:
+        return dispatcher is None or isinstance(WrappingTier.innermost(dispatcher.tiers[tier]), LangChainTier)
+
+    return own_errors(known)
 
 
 def _asked(call: Call) -> ModelCall:

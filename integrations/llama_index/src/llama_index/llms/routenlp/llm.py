@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import aclosing, closing
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Mapping, Sequence
+from contextlib import aclosing, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +32,15 @@ from routenlp_plugins import (
     PortfolioError,
     Query,
     Release,
+    TierError,
+    Trace,
     WrappingTier,
     beyond_text,
     call_settings,
+    own_errors,
 )
 
-from .messages import query_of, response_of
+from .messages import query_of, response_of, without_decision
 from .tiers import LLMTier, ModelCall, ToolsAsked
 
 __all__ = ["RouteDecisionEvent", "RouterLLM"]
@@ -47,7 +50,7 @@ _TOOLS, _TASK = "routenlp_tools", "routenlp_task"
 
 
 class RouteDecisionEvent(BaseEvent):
-    """Told after each routed answer.
+    """Told after each routed answer, and of each query that nobody answered.
 
     Attributes:
         decision: as `routenlp_plugins.Trace.as_dict` has it.
@@ -92,6 +95,10 @@ class RouterLLM(Auditable, FunctionCallingLLM):
     _auditor: Auditor | None = PrivateAttr(None)
 
     def __init__(self, tiers: Mapping[str, Any], release: Release | str | Path, **more: Any) -> None:
+        unknown = sorted(more.keys() - type(self).model_fields.keys())
+        if unknown:
+            known = "task, comparators, listeners, and those of any LLM"
+            raise PortfolioError(f"unknown argument {', '.join(unknown)}; known: tiers, release, {known}")
         super().__init__(tiers=tiers, release=Release.given(release), **more)
         used = {name: LLMTier.of(name, tier) for name, tier in self.tiers.items()}
         self._dispatcher = Dispatcher(self.release, used, self.comparators, tuple(self.listeners))
@@ -124,58 +131,75 @@ class RouterLLM(Auditable, FunctionCallingLLM):
     @llm_chat_callback()
     def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         """Answer a conversation."""
-        return self._told(self._answering.run(self._query(messages, kwargs)))
+        return self._chat(messages, **kwargs)
 
     @llm_chat_callback()
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         """As `chat`, without blocking the event loop."""
-        return self._told(await self._answering.arun(self._query(messages, kwargs)))
+        return await self._achat(messages, **kwargs)
 
     @llm_chat_callback()
     def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> Iterator[ChatResponse]:
         """Answer a conversation piece by piece; the last piece is the whole with its decision."""
-        query, span = self._query(messages, kwargs), active_span_id.get()
-
-        def pieces() -> Iterator[ChatResponse]:
-            with closing(self._answering.stream(query)) as parts:
-                for part in parts:
-                    yield self._last(part, span) if isinstance(part, Answer) else _piece(part)
-
-        return pieces()
+        return self._stream_chat(messages, **kwargs)
 
     @llm_chat_callback()
     async def astream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> AsyncIterator[ChatResponse]:
         """As `stream_chat`, without blocking the event loop."""
+        return await self._astream_chat(messages, **kwargs)
+
+    def _chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
+        query, span = self._query(messages, kwargs), active_span_id.get()
+        with self._errors(span):
+            return _told(self._answering.run(query), span)
+
+    async def _achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
+        query, span = self._query(messages, kwargs), active_span_id.get()
+        with self._errors(span):
+            return _told(await self._answering.arun(query), span)
+
+    def _stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> Generator[ChatResponse]:
         query, span = self._query(messages, kwargs), active_span_id.get()
 
-        async def pieces() -> AsyncIterator[ChatResponse]:
-            async with aclosing(self._answering.astream(query)) as parts:
-                async for part in parts:
-                    yield self._last(part, span) if isinstance(part, Answer) else _piece(part)
+        def pieces() -> Generator[ChatResponse]:
+            with self._errors(span), closing(self._answering.stream(query)) as parts:
+                for part in parts:
+                    yield _last(part, span) if isinstance(part, Answer) else _piece(part)
+
+        return pieces()
+
+    async def _astream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> AsyncGenerator[ChatResponse]:
+        query, span = self._query(messages, kwargs), active_span_id.get()
+
+        async def pieces() -> AsyncGenerator[ChatResponse]:
+            with self._errors(span):
+                async with aclosing(self._answering.astream(query)) as parts:
+                    async for part in parts:
+                        yield _last(part, span) if isinstance(part, Answer) else _piece(part)
 
         return pieces()
 
     @llm_completion_callback()
     def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
         """Answer a prompt, as the only message of a conversation."""
-        return chat_to_completion_decorator(self.chat)(prompt, **kwargs)
+        return chat_to_completion_decorator(self._chat)(prompt, **kwargs)
 
     @llm_completion_callback()
     async def acomplete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
         """As `complete`, without blocking the event loop."""
-        return await achat_to_completion_decorator(self.achat)(prompt, **kwargs)
+        return await achat_to_completion_decorator(self._achat)(prompt, **kwargs)
 
     @llm_completion_callback()
     def stream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> Iterator[CompletionResponse]:
         """Answer a prompt piece by piece."""
-        return stream_chat_to_completion_decorator(self.stream_chat)(prompt, **kwargs)
+        return stream_chat_to_completion_decorator(self._stream_chat)(prompt, **kwargs)
 
     @llm_completion_callback()
     async def astream_complete(
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> AsyncIterator[CompletionResponse]:
         """As `stream_complete`, without blocking the event loop."""
-        return await astream_chat_to_completion_decorator(self.astream_chat)(prompt, **kwargs)
+        return await astream_chat_to_completion_decorator(self._astream_chat)(prompt, **kwargs)
 
     def _prepare_chat_with_tools(
         self,
@@ -201,9 +225,12 @@ class RouterLLM(Auditable, FunctionCallingLLM):
         """The tool calls of a response, as the tier that answered reads them."""
         told = response.additional_kwargs.get("routenlp") or {}
         llm = self._llms.get(told.get("tier", self.release.portfolio.frontier))
-        if not isinstance(llm, FunctionCallingLLM):
-            raise PortfolioError(f"tier {told.get('tier')!r} answered, which calls no tools")
-        return llm.get_tool_calls_from_response(response, error_on_no_tool_call=error_on_no_tool_call, **kwargs)
+        if isinstance(llm, FunctionCallingLLM):
+            own = response.model_copy(update={"additional_kwargs": without_decision(response)})
+            return llm.get_tool_calls_from_response(own, error_on_no_tool_call=error_on_no_tool_call, **kwargs)
+        if error_on_no_tool_call:
+            raise ValueError(f"Expected at least one tool call, but tier {told.get('tier')!r} calls none")
+        return []
 
     def _query(self, messages: Sequence[ChatMessage], given: dict[str, Any]) -> Query:
         options = dict(given)
@@ -217,17 +244,34 @@ class RouterLLM(Auditable, FunctionCallingLLM):
         call = ModelCall(plain, options, tools)
         return query_of(plain, task, requires, call_settings({**options, **asked}), call)
 
-    def _told(self, answer: Answer, span: str | None = None) -> ChatResponse:
-        response = response_of(answer)
-        told = response.additional_kwargs["routenlp"]
-        # a stream is read after its span was left
-        instrumentation.event(
-            RouteDecisionEvent(decision=told, trace=answer.trace, span_id=span or active_span_id.get())
-        )
-        return response
+    @contextmanager
+    def _errors(self, span: str | None) -> Iterator[None]:
+        """A failing LLM raises what it raised without us, so that callers still know it; who gave up is told too."""
 
-    def _last(self, answer: Answer, span: str | None) -> ChatResponse:
-        return self._told(answer, span).model_copy(update={"delta": ""})
+        def known(tier: str, _: BaseException) -> bool:
+            return isinstance(WrappingTier.innermost(self._dispatcher.tiers[tier]), LLMTier)
+
+        with own_errors(known):
+            try:
+                yield
+            except TierError as error:
+                if error.trace is not None:
+                    _tell(error.trace, span)
+                raise
+
+
+def _told(answer: Answer, span: str | None) -> ChatResponse:
+    _tell(answer.trace, span)
+    return response_of(answer)
+
+
+def _last(answer: Answer, span: str | None) -> ChatResponse:
+    return _told(answer, span).model_copy(update={"delta": ""})
+
+
+def _tell(trace: Trace, span: str | None) -> None:
+    # a stream is read after its span was left
+    instrumentation.event(RouteDecisionEvent(decision=trace.as_dict(), trace=trace, span_id=span))
 
 
 def _piece(delta: Delta) -> ChatResponse:
@@ -236,9 +280,9 @@ def _piece(delta: Delta) -> ChatResponse:
     if not isinstance(response, ChatResponse):
         response = ChatResponse(message=ChatMessage(delta.text, role=MessageRole.ASSISTANT))
     told = {**response.additional_kwargs, "routenlp": {"tier": delta.tier}}
-    return response.model_copy(
-        update={"delta": delta.text if response.delta is None else response.delta, "additional_kwargs": told}
-    )
+    # calls are no words: what comes in one piece has both
+    said = (response.message.content or "") if response.delta is None else response.delta
+    return response.model_copy(update={"delta": said, "additional_kwargs": told})
 
 
 def _spec(tool: Any) -> Any:

@@ -11,7 +11,9 @@ from llama_index.core.llms import ChatMessage, ChatResponse, MessageRole
 
 from routenlp_plugins import Answer, Completion, Query, alternative_scores, chat_query, with_calls
 
-__all__ = ["completion_of", "query_of", "response_of"]
+__all__ = ["completion_of", "query_of", "response_of", "without_decision"]
+
+_DECISION = "routenlp"
 
 _ROLES = {"tool": "tool", "function": "tool", "developer": "system", "model": "assistant", "chatbot": "assistant"}
 
@@ -95,8 +97,19 @@ def response_of(answer: Answer) -> ChatResponse:
     if answer.trace.tokens is not None:
         read, said = answer.trace.tokens
         counts = {"prompt_tokens": read, "completion_tokens": said, "total_tokens": read + said}
-    more = {**response.additional_kwargs, **counts, "routenlp": answer.trace.as_dict()}
+    told = answer.trace.as_dict()
+    if _DECISION in response.additional_kwargs:
+        # of a router in a router
+        told["within"] = response.additional_kwargs[_DECISION]
+    more = {**response.additional_kwargs, **counts, _DECISION: told}
     return response.model_copy(update={"additional_kwargs": more})
+
+
+def without_decision(response: ChatResponse) -> dict[str, Any]:
+    """What its tier had said beside the message."""
+    told = dict(response.additional_kwargs)
+    within = (told.pop(_DECISION, None) or {}).get("within")
+    return told if within is None else {**told, _DECISION: within}
 
 
 def _text(message: ChatMessage) -> str:

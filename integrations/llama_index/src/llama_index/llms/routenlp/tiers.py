@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from llama_index.core.base.llms.types import ToolCallBlock
 from llama_index.core.llms import ChatMessage, ChatResponse
 from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.core.llms.llm import LLM
+from llama_index.core.tools import BaseTool
 from llama_index_instrumentation.dispatcher import active_instrument_tags, instrument_tags
 
 from routenlp_plugins import Call, Completion, Delta, PortfolioError, TierError, WrappingTier, text_only, valid_if_said
@@ -67,37 +68,64 @@ class LLMTier:
         """The model's answer."""
         way, arguments = self._way(call, "chat")
         with _tagged(call):
-            return valid_if_said(completion_of(way(**arguments)))
+            return self._completion(call, way(**arguments))
 
     async def acall(self, call: Call) -> Completion:
         """As calling it, without blocking the event loop."""
         way, arguments = self._way(call, "achat")
         with _tagged(call):
-            return valid_if_said(completion_of(await way(**arguments)))
+            return self._completion(call, await way(**arguments))
 
     def stream(self, call: Call) -> Iterator[Delta | Completion]:
         """The answer as the model streams it, and at last the whole of it."""
+        if _must_parse(call):
+            yield self(call)
+            return
         way, arguments = self._way(call, "stream_chat")
         with _tagged(call):
-            responses, last = iter(way(**arguments)), None
+            responses = iter(way(**arguments))
+        held, last = _Held(call), None
         while (response := _next(call, responses)) is not None:
             last = response
-            if _says(last):
-                yield _delta(last)
+            yield from held.after(last)
         if last is not None:
-            yield valid_if_said(completion_of(last, streamed=True))
+            yield self._completion(call, last, streamed=True)
 
     async def astream(self, call: Call) -> AsyncIterator[Delta | Completion]:
         """As `stream`, without blocking the event loop."""
+        if _must_parse(call):
+            yield await self.acall(call)
+            return
         way, arguments = self._way(call, "astream_chat")
         with _tagged(call):
-            responses, last = aiter(await way(**arguments)), None
+            responses = aiter(await way(**arguments))
+        held, last = _Held(call), None
         while (response := await _anext(call, responses)) is not None:
             last = response
-            if _says(last):
-                yield _delta(last)
+            for delta in held.after(last):
+                yield delta
         if last is not None:
-            yield valid_if_said(completion_of(last, streamed=True))
+            yield self._completion(call, last, streamed=True)
+
+    def _completion(self, call: Call, response: ChatResponse, *, streamed: bool = False) -> Completion:
+        completion = valid_if_said(completion_of(response, streamed=streamed))
+        if not _must_parse(call) or self._parses(call.payload.tools, response):
+            return completion
+        return replace(completion, scores={**completion.scores, "valid": 0.0})
+
+    def _parses(self, tools: ToolsAsked, response: ChatResponse) -> bool:
+        """Whether it calls tools that there are, with arguments that they take."""
+        assert isinstance(self.llm, FunctionCallingLLM), "it was asked for tools"
+        schemas = {one.metadata.get_name(): one.metadata.fn_schema for one in tools.tools if isinstance(one, BaseTool)}
+        try:
+            calls = self.llm.get_tool_calls_from_response(response, error_on_no_tool_call=False)
+            for made in calls:
+                schema = schemas[made.tool_name]
+                if schema is not None:
+                    schema.model_validate(made.tool_kwargs)
+        except (ValueError, KeyError):
+            return False
+        return bool(calls)
 
     def _way(self, call: Call, name: str) -> tuple[Any, dict[str, Any]]:
         """The method that answers, and what it is given."""
@@ -126,10 +154,37 @@ async def _anext(call: Call, responses: AsyncIterator[ChatResponse]) -> ChatResp
         return await anext(responses, None)
 
 
+class _Held:
+    """Pieces of a stream: below the frontier what says nothing yet, such as thoughts, waits for what does, since an
+    answer that says nothing is passed over."""
+
+    def __init__(self, call: Call) -> None:
+        self._holds = call.may_be_passed_over
+        self._held: list[Delta] = []
+
+    def after(self, response: ChatResponse) -> list[Delta]:
+        says = _says(response)
+        if says or response.additional_kwargs.get("thinking_delta"):
+            self._held.append(_delta(response))
+        if self._holds and not says:
+            return []
+        ready, self._held, self._holds = self._held, [], False
+        return ready
+
+
 def _says(response: ChatResponse) -> bool:
     message = response.message
     calls = message.additional_kwargs.get("tool_calls") or any(isinstance(b, ToolCallBlock) for b in message.blocks)
     return bool(response.delta) or bool(calls)
+
+
+def _must_parse(call: Call) -> bool:
+    """Whether it asks for tools to be called, as structured prediction does: an answer that calls none, or not as they
+    take it, is none. Of tools in one provider's form nobody knows what they take."""
+    tools = call.payload.tools if isinstance(call.payload, ModelCall) else None
+    if tools is None or not call.may_be_passed_over or not tools.options.get("tool_required"):
+        return False
+    return all(isinstance(one, BaseTool) for one in tools.tools)
 
 
 def _delta(response: ChatResponse) -> Delta:
