@@ -277,7 +277,11 @@ def test_references_are_read_from_files(tmp_path):
     [
         (([], {}), DataError, "queries: empty"),
         (([*queries(1), *queries(1)], {}), DataError, "query_id: 't0' occurs more than once"),
-        (([Reference(Query("x", "other", "a"), "yes")], {}), DataError, "task 'other': no metric"),
+        (
+            ([Reference(Query("x", "other", "a"), "yes")], {}),
+            DataError,
+            "query 'a': task 'other' has no metric; give it in the",
+        ),
         (([Reference(Query("x"), "yes")], {}), DataError, "queries: id and task are needed"),
         ((queries(1), {"tiny": ScriptedTier()}), PortfolioError, "unknown tier 'tiny'"),
     ],

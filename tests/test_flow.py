@@ -58,6 +58,9 @@ def test_an_answer_that_is_not_valid_is_paid_for_and_passed_over():
         assert (answer.tier, answer.trace.cost_usd) == (MIDDLE, 2.0)
     answer = drive(route(policy(Rung(SMALL)), Query("x", "t")), call)
     assert answer.trace.reason == "frontier: no cheaper answer was accepted; not valid: small"
+    failing = answer_with(small=TierError("slow", SMALL), middle=0.1, frontier=None)
+    reason = drive(route(LADDER, Query("x", "t")), failing).trace.reason
+    assert reason == "frontier: no cheaper answer was accepted; failed: small"
 
 
 def test_what_the_task_says_its_calls_have_is_covered():

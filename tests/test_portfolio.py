@@ -49,6 +49,12 @@ def test_what_a_task_requires_only_tiers_that_support_it_serve():
     assert plain.identity != used.identity and "requires" not in str(plain.identity)
     with pytest.raises(PortfolioError, match="task 'agent': requires must be a list of names, got 'tools'"):
         Task("agent", requires="tools")
+    with pytest.raises(
+        PortfolioError, match="task 'agent': requires: 'structured_output' is unknown; known: tools, st"
+    ):
+        Task("agent", requires=("structured_output",))
+    with pytest.raises(PortfolioError, match="tier 'a': supports: 'tool' is unknown"):
+        Tier("a", supports=("tool",))
 
 
 def test_costs_are_per_token_or_per_machine_hour():

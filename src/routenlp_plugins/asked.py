@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["beyond_text", "call_settings"]
+__all__ = ["REQUIREMENTS", "beyond_text", "call_settings"]
 
 BEYOND_TEXT = {
     **dict.fromkeys(("tools", "functions", "web_search_options", "mcp_servers"), "tools"),
@@ -28,6 +28,8 @@ BEYOND_TEXT = {
     "model": "another model",
     "model_name": "another model",
 }
+REQUIREMENTS = ("tools", "structured output", "image", "audio", "video", "file", "document")
+"""What a task may require of a call beyond text, and a tier support."""
 _ANOTHER_MODEL = ("model", "model_name")
 HARMLESS = {
     *("user", "metadata", "timeout", "request_timeout", "max_retries", "store", "service_tier", "extra_headers"),

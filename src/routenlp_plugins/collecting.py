@@ -230,7 +230,11 @@ def _scorer(reference: Reference, portfolio: Portfolio, metrics: Mapping[str, Me
     task = reference.query.task or ""
     name = reference.metric or portfolio.task(task).metric
     if name is None:
-        raise DataError(f"task {task!r}: no metric; give it in the portfolio or with the query")
+        tasks = ", ".join(one.name for one in portfolio.tasks) or "none"
+        raise DataError(
+            f"query {reference.query.id!r}: task {task!r} has no metric; give it in the portfolio, whose tasks are "
+            f"{tasks}, or with the query"
+        )
     score = metric(name, metrics)
     try:
         score(reference.reference, reference.reference)

@@ -14,6 +14,12 @@ from .tiers.llama_cpp import smollm2_path
 
 __all__ = ["Finding", "examine"]
 
+_ADAPTERS = {
+    "langchain-routenlp": "langchain",
+    "llama-index-llms-routenlp": "llama_index",
+    "dspy-routenlp": "dspy",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Finding:
@@ -46,7 +52,7 @@ def examine() -> list[Finding]:
         _package("openai", "pip install 'routenlp-plugins[openai]'"),
         _package("xllamacpp", "pip install 'routenlp-plugins[local]'"),
         _model(),
-        _package("langchain-routenlp", "pip install langchain-routenlp"),
+        *(_package(name, f"pip install ./integrations/{folder}") for name, folder in _ADAPTERS.items()),
         _demo(),
         _data(),
     ]
@@ -67,8 +73,8 @@ def _model() -> Finding:
 
 
 def _demo() -> Finding:
-    names = [entry.name for entry in entry_points(group="routenlp_plugins.demo")]
-    return Finding("demo", ", ".join(names) or None, None if names else "pip install langchain-routenlp")
+    names = ", ".join(entry.name for entry in entry_points(group="routenlp_plugins.demo"))
+    return Finding("demo", names or None, None if names else "pip install ./integrations/langchain")
 
 
 def _data() -> Finding:

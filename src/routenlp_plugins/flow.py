@@ -193,7 +193,10 @@ class _Climb:
         without = [tier for tier in came if tier in mute]
         lacking = f"; {', '.join(without)} came without the evidence its confidence needs" if without else ""
         invalid = [tier for tier, completion in came.items() if not completion.valid]
-        return f"no cheaper answer was accepted{lacking}" + (f"; not valid: {', '.join(invalid)}" if invalid else "")
+        failed = [tier for tier, completion, _ in self.calls if completion is None]
+        told = (("not valid", invalid), ("failed", failed))
+        faults = "".join(f"; {what}: {', '.join(tiers)}" for what, tiers in told if tiers)
+        return f"no cheaper answer was accepted{lacking}{faults}"
 
     def failed(self, error: TierError, tier: str) -> TierError:
         reasons = "; ".join(f"{name}: {why or 'answer rejected'}" for name, _, why in self.calls)

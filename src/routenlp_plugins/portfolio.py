@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from hashlib import sha256
 from math import inf, isfinite
 from pathlib import Path
 from typing import Any
 
+from .asked import REQUIREMENTS
 from .errors import PortfolioError
 
 __all__ = ["CAPABILITIES", "Portfolio", "Task", "Tier"]
@@ -67,6 +68,7 @@ class Tier:
             raise PortfolioError(f"tier {self.name!r}: give input_usd_per_mtok and output_usd_per_mtok together")
         if (self.cached_input_usd_per_mtok or 0) > (self.input_usd_per_mtok or 0):
             raise PortfolioError(f"tier {self.name!r}: cached_input_usd_per_mtok is above input_usd_per_mtok")
+        _check_requirements(f"tier {self.name!r}: supports", self.supports)
         if self.usd_per_hour is not None and self.input_usd_per_mtok is not None:
             raise PortfolioError(f"tier {self.name!r}: give prices per token or usd_per_hour, not both")
 
@@ -91,6 +93,14 @@ class Tier:
         known = self.cached_input_usd_per_mtok
         cheaper = 0.0 if known is None else min(cached_tokens, input_tokens) * (self.input_usd_per_mtok - known)
         return (input_tokens * self.input_usd_per_mtok + output_tokens * self.output_usd_per_mtok - cheaper) / 1e6
+
+
+def _check_requirements(where: str, names: Sequence[str]) -> None:
+    if isinstance(names, str) or not isinstance(names, Sequence):
+        raise PortfolioError(f"{where} must be a list of names, got {names!r}")
+    for name in names:
+        if name not in REQUIREMENTS:
+            raise PortfolioError(f"{where}: {name!r} is unknown; known: {', '.join(REQUIREMENTS)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +131,7 @@ class Task:
             raise PortfolioError(f"task name: expected a non-empty string, got {self.name!r}")
         if self.tau is not None and not (_is_number(self.tau) and 0 < self.tau <= 1):
             raise PortfolioError(f"task {self.name!r}: tau must be in (0, 1], got {self.tau!r}")
-        if isinstance(self.requires, str):
-            raise PortfolioError(f"task {self.name!r}: requires must be a list of names, got {self.requires!r}")
+        _check_requirements(f"task {self.name!r}: requires", self.requires)
         for name in ("metric", "comparator"):
             value = getattr(self, name)
             if value is not None and not isinstance(value, str):

@@ -79,7 +79,26 @@ class TestOtherModels:
         )
         assert decision_of(made(question=150)).accepted.tier == SMALL
         made.set_lm(made.get_lm().copy(temperature=1.0))
-        assert "certificate is void" in decision_of(made(question=150)).reason
+        assert "does not cover calls that need another prompt" in decision_of(made(question=150)).reason
+
+    def test_a_program_that_would_never_ask_its_tier(self, plain, frontier):
+        student = dspy.Predict(Double)
+        student.set_lm(plain[FRONTIER])
+        with pytest.raises(PortfolioError, match=r"tier small would never be asked.*take it away with student.set_lm"):
+            routed(plain, ALWAYS, student)
+
+        class Outer(dspy.Module):
+            def __init__(self, inner: RouterModule) -> None:
+                super().__init__()
+                self.inner = inner
+
+            def forward(self, question: int) -> dspy.Prediction:
+                return self.inner(question=question)
+
+        outer = Outer(routed(plain, ALWAYS))
+        outer.set_lm(lm(frontier, "another"))
+        with pytest.raises(PortfolioError, match="would never be asked"):
+            outer(question=3)
 
     def test_another_model_is_no_tier(self, tiers, frontier):
         with pytest.raises(PortfolioError, match="openai/other is no tier's"):

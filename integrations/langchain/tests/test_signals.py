@@ -398,5 +398,17 @@ def test_calls_with_tools_run_in_the_shadow_where_the_task_has_them(store):
             f'[{{"args": {{"city": "{SMALL}"}}, "name": "weather"}}]'
         ] * beside
         assert not list(store.outcomes(beside="shadow"))
+        assert shadow.counts().unable == 1 - beside
     (row,) = store.outcomes(beside="shadow", requires={"t": ("tools",)})
     assert set(row.outcomes) == {SMALL, FRONTIER}
+
+
+def test_calls_of_no_task_are_told_and_not_shadowed(server, store, caplog):
+    used = portfolio(Task("one"), Task("other"))
+    with Shadow(store, used, shadow_tiers({SMALL: chat(server, SMALL)}), ShadowOptions(share=1.0)) as shadow:
+        handler = SignalCallbackHandler(store, portfolio=used, shadow=shadow)
+        for _ in range(2):
+            chat(server, FRONTIER).invoke(QUESTION_SEEN, {"callbacks": [handler]})
+    assert (shadow.counts().unable, shadow.counts().run) == (2, 0)
+    assert caplog.text.count("task 'default' is none of the portfolio's (one, other)") == 1
+    assert caplog.text.count("is not shadowed") == 1

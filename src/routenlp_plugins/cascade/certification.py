@@ -124,7 +124,8 @@ def _hopeless(risk: Risk, stream: Stream, paths: Sequence[Path], share: float) -
         if mute:
             reason += (
                 f"; {', '.join(mute)} came without a confidence or log-probability that tells one answer from another: "
-                "have them recorded (logprobs=True)"
+                "have them recorded (logprobs=True); where an answer has none, as tool calls at most endpoints, scores "
+                "of your own (ScoredTier) or a second cheap tier that agrees are evidence too"
             )
     length = sum(map(len, paths))
     return Proof(

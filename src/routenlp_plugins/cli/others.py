@@ -47,7 +47,9 @@ def doctor(as_json: AsJson = None) -> None:
     if as_json is not None:
         write_json([finding.as_dict() for finding in findings], as_json)
     else:
-        table = Table("what", "found", "to get it")
+        table = Table("what", "found")
+        # what is copied is on one line
+        table.add_column("to get it", no_wrap=True)
         for finding in findings:
             table.add_row(finding.name, escape(finding.found or "missing"), escape(finding.fix or ""))
         Console().print(table)

@@ -27,5 +27,5 @@ def metric(name: str, own: Mapping[str, Metric] | None = None) -> Metric:
     """
     known = {**METRICS, **(own or {})}
     if name not in known:
-        raise DataError(f"metric {name!r} is unknown; known: {', '.join(known)}")
+        raise DataError(f"metric {name!r} is unknown; known: {', '.join(known)}; give your own in metrics=")
     return known[name]

@@ -64,7 +64,8 @@ class Recorder:
         self.task = task or (portfolio.tasks[0].name if portfolio and len(portfolio.tasks) == 1 else "default")
         self.runs = Runs()
         self._strange: set[str] = set()
-        self._tasks = {self.task, *(one.name for one in portfolio.tasks)} if portfolio is not None else set[str]()
+        declared = {one.name for one in portfolio.tasks} if portfolio is not None else set[str]()
+        self._tasks = declared or {self.task}
 
     def begin(self, run_id: object, parent_id: object, name: str, metadata: Mapping[str, Any] | None = None) -> Run:
         """A run begins, within its parent if that is known; ids are told apart as texts."""
@@ -86,7 +87,11 @@ class Recorder:
             raise PortfolioError(f"routenlp_task must be the name of a task, got {task!r}")
         if self.portfolio is not None and task not in self._tasks:
             self._tasks.add(task)
-            logger.warning("task %r is none of the portfolio's: no release will be fitted for it", task)
+            logger.warning(
+                "task %r is none of the portfolio's (%s), and nothing of it is shadowed: name the task of each call",
+                task,
+                ", ".join(one.name for one in self.portfolio.tasks),
+            )
         return task
 
     def asked(self, run: Run, query: Query) -> None:
@@ -204,11 +209,18 @@ class Recorder:
             self._write(decided.id, run, decided, failures, "served")
             return
         self._write(run.id, run, Trace(replace(query, payload=None), query.task, whole, "collected"), failures)
-        # what needs more than its task has is not what a release is fitted for, and of a response format nobody knows
-        # how another model would be asked for it
-        covered = () if self.portfolio is None else self.portfolio.task(query.task or "").requires
-        if shadowed and self.shadow is not None and query.requires <= {"tools"}.intersection(covered):
-            self.shadow.offer(run.id, query, {attempt.tier for attempt in whole if attempt.error is None})
+        if self.shadow is not None:
+            asked = {attempt.tier for attempt in whole if attempt.error is None}
+            self.shadow.offer(run.id, query, asked, able=shadowed and self._shadows(query))
+
+    def _shadows(self, query: Query) -> bool:
+        """What needs more than its task has, or is of no task, is not what a release is fitted for, and of a response
+        format nobody knows how another model would be asked for it."""
+        tasks = () if self.portfolio is None else self.portfolio.tasks
+        declared = next((task for task in tasks if task.name == query.task), None)
+        if declared is None:
+            return not tasks and not query.requires
+        return query.requires <= {"tools"}.intersection(declared.requires)
 
     def _write(self, name: str, run: Run, trace: Trace, failures: Sequence[Failure], origin: str = "collected") -> None:
         known: dict[str, int | None] = {one: place for place, (one, *_) in enumerate(failures)}

@@ -63,6 +63,7 @@ class ShadowCounts:
         failed: calls that gave no answer.
         left_out: because too many waited.
         beyond_budget: because the budget was spent, or could not be kept: a call had no known cost.
+        unable: because nobody knows how another tier would be asked, or their task does not have what they ask for.
         spent_usd: by all shadow calls of the store.
     """
 
@@ -70,6 +71,7 @@ class ShadowCounts:
     failed: int
     left_out: int
     beyond_budget: int
+    unable: int
     spent_usd: float
 
 
@@ -101,7 +103,7 @@ class Shadow:
         self.options = options or ShadowOptions()
         self._functions = _functions(portfolio, tiers)
         self._spent = store.spent_usd("shadow")
-        self._counts = {"run": 0, "failed": 0, "left_out": 0, "beyond_budget": 0}
+        self._counts = {"run": 0, "failed": 0, "left_out": 0, "beyond_budget": 0, "unable": 0}
         self._asked_at = monotonic()
         self._waiting = 0
         self._lock = Lock()
@@ -121,11 +123,14 @@ class Shadow:
         """Whether the query of a run is put to the other tiers."""
         return bool(unit_interval([run_id], self.options.seed, "shadow")[0] < self.options.share)
 
-    def offer(self, run_id: str, query: Query, asked: Collection[str] = ()) -> Future[None] | None:
+    def offer(
+        self, run_id: str, query: Query, asked: Collection[str] = (), *, able: bool = True
+    ) -> Future[None] | None:
         """Put a query to the other tiers if it is drawn; its trace has to be recorded before.
 
         Args:
             asked: tiers that have answered it already.
+            able: whether others can be asked it; those that cannot are counted, and told once.
 
         Returns:
             A future that resolves when the calls are committed; None where the query was not drawn, or is left out.
@@ -139,6 +144,12 @@ class Shadow:
             self._pool = ThreadPoolExecutor(self.options.workers, thread_name_prefix="shadow")
         with self._lock:
             if self._closed:
+                return None
+            if not able:
+                if not self._counts["unable"]:
+                    what = ", ".join(sorted(query.requires)) or "a task of the portfolio"
+                    logger.warning("task %r: a call that needs %s is not shadowed, nor are others", query.task, what)
+                self._counts["unable"] += 1
                 return None
             if self._beyond_budget():
                 self._counts["beyond_budget"] += 1
@@ -215,8 +226,8 @@ def _functions(portfolio: Portfolio, tiers: Mapping[str, TierCallable]) -> dict[
         portfolio.tier(name)
         if not callable(tier):
             raise PortfolioError(
-                f"tier {name!r}: {type(tier).__name__} is no callable Call -> Completion; of a LangChain model "
-                "shadow_tiers makes one"
+                f"tier {name!r}: {type(tier).__name__} is no callable Call -> Completion; of a framework's model "
+                "shadow_tiers of its adapter makes one"
             )
         if name == portfolio.frontier:
             raise PortfolioError(f"tiers: {name} is the frontier, which answers already; give the others")

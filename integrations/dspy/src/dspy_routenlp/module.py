@@ -23,7 +23,8 @@ from routenlp_plugins import (
 )
 
 from .messages import TASK, context_task
-from .programs import OPTIONS, ProgramCall, ProgramTier, Reading, Result
+from .programs import OPTIONS, ProgramCall, ProgramTier, Reading, Result, check_asked
+from .prompts import prompt_of
 from .saving import Routing
 from .telling import tell, telling
 
@@ -79,6 +80,7 @@ class RouterModule(Auditable, dspy.Module):  # type: ignore[misc]
             if not isinstance(students.get(name), dspy.Module):
                 given = type(students.get(name)).__name__
                 raise PortfolioError(f"student: tier {name} needs a dspy.Module, got {given}")
+        check_asked(students, tiers)
         self.students = students
         self.routing = Routing(self)
 
@@ -182,9 +184,22 @@ class RouterModule(Auditable, dspy.Module):  # type: ignore[misc]
         task = given.pop(TASK, context_task(self._reading.task))
         if "lm" in given:
             raise PortfolioError("lm: the language models of a RouterModule are its tiers; leave lm out of its inputs")
+        check_asked(self.students, self._tiers)
         asked = ProgramCall(self.students, given, self._reading, dspy.settings.copy())
         words = self._reading.query({name: value for name, value in given.items() if name not in OPTIONS})
-        return Query(words, task=task, requires=_requires(given), payload=asked)
+        requires = _requires(given) | ({"another prompt"} if self._prompts_changed(task, given) else set())
+        return Query(words, task=task, requires=requires, payload=asked)
+
+    def _prompts_changed(self, task: str | None, inputs: Mapping[str, Any]) -> bool:
+        """Whether no tier's prompt is one that the certificate speaks of: then none but the frontier need be asked."""
+        policy = self.release.policy
+        name = next(iter(policy.ladders)) if task is None and len(policy.ladders) == 1 else task or ""
+        certified, rungs = policy.prompts.get(name, ()), policy.ladders.get(name, ())
+        if not certified or not rungs:
+            return False
+        options = {one: inputs[one] for one in OPTIONS if one in inputs}
+        lms = {rung.tier: WrappingTier.innermost(self._tiers[rung.tier]) for rung in rungs}
+        return all(prompt_of(self.students[tier], lm, options) not in certified for tier, lm in lms.items())
 
     def _accepted(self, answer: Answer) -> dspy.Prediction:
         result: Result = answer.payload

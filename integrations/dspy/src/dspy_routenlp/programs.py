@@ -14,10 +14,10 @@ from dspy.lm15 import Response
 from routenlp_plugins import Call, Completion, DataError, PortfolioError, SelfConsistentTier, WrappingTier
 
 from .messages import completion_of
-from .prompts import prompt_of
+from .prompts import predictors_of, prompt_of
 from .tiers import LMTier, provider_of
 
-__all__ = ["OPTIONS", "ProgramCall", "ProgramTier", "Reading", "Result", "completion_of_entry"]
+__all__ = ["OPTIONS", "ProgramCall", "ProgramTier", "Reading", "Result", "check_asked", "completion_of_entry"]
 
 OPTIONS = ("config", "demos", "signature")
 """Inputs that predictors take as options of the call."""
@@ -53,6 +53,21 @@ class Reading:
     query: Callable[[Mapping[str, Any]], str] = inputs_as_text
     answer: Callable[[dspy.Prediction], str] = outputs_as_text
     task: str | None = None
+
+
+def check_asked(students: Mapping[str, dspy.Module], tiers: Mapping[str, Any]) -> None:
+    """Refuse programs that would never ask the model of their tier.
+
+    Raises:
+        PortfolioError: every predictor of one has an LM of its own, and none that of the tier.
+    """
+    for name, student in students.items():
+        own, model = [one.lm for one in predictors_of(student)], WrappingTier.innermost(tiers[name]).model
+        if own and all(lm is not None and lm.model != model for lm in own):
+            raise PortfolioError(
+                f"student: tier {name} would never be asked, since every predictor has an LM of its own "
+                f"({own[0].model}): take it away with student.set_lm(None)"
+            )
 
 
 @dataclass(frozen=True, slots=True)

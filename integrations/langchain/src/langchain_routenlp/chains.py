@@ -24,6 +24,7 @@ from routenlp_plugins import (
     PortfolioError,
     Query,
     Release,
+    Task,
     Tier,
     TierError,
     Trace,
@@ -199,14 +200,14 @@ def chain_tiers(
         to_input: from the query to the chain's input; the text by default.
         requires: what the chain's calls ask for beyond text, as the task of the portfolio says.
     """
-    found = _chosen(chain, model)
+    found, needed = _chosen(chain, model), Task("of the chain", requires=tuple(requires)).requires
 
     def pinned(name: str, tier: Any) -> Runnable[Any, Any]:
         release = Release.frontier_only(Portfolio((Tier(name),)))
         router = RouterChatModel(tiers={name: _silent(found) if tier is None else tier}, release=release)
         return rewrite(chain, lambda one: router if one is found else one)
 
-    return {name: ChainTier(pinned(name, tier), to_input, tuple(requires)) for name, tier in tiers.items()}
+    return {name: ChainTier(pinned(name, tier), to_input, needed) for name, tier in tiers.items()}
 
 
 class Decisions(BaseCallbackHandler):
@@ -296,15 +297,17 @@ def _chosen(chain: Runnable[Any, Any], model: BaseChatModel | str | None) -> Bas
     found = chat_models(chain)
     if not found:
         raise PortfolioError(
-            "the chain has no chat model that can be seen; one inside a function, a message history, an agent or "
-            "configurable fields cannot be replaced: use a RouterChatModel there, or route the chain inside"
+            "the chain has no chat model that can be seen; one inside a function, a message history or configurable "
+            "fields cannot be replaced: use a RouterChatModel there, or route the chain inside; an agent takes a "
+            "RouterMiddleware"
         )
     chosen = [one for one in found if model is None or one is model or model in (type(one).__name__, model_name(one))]
     if len(chosen) == 1:
         return chosen[0]
     listed = ", ".join(describe(one) for one in found)
     if not chosen:
-        raise PortfolioError(f"model={model!r} is not in the chain; its chat models: {listed}")
+        named = describe(model) if isinstance(model, BaseChatModel) else repr(model)
+        raise PortfolioError(f"model={named} is not in the chain; its chat models: {listed}")
     raise PortfolioError(
         f"the chain has {len(chosen)} chat models to choose from ({listed}): name one with model=, by object, "
         "class or model name"
