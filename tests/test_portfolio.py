@@ -49,9 +49,7 @@ def test_what_a_task_requires_only_tiers_that_support_it_serve():
     assert plain.identity != used.identity and "requires" not in str(plain.identity)
     with pytest.raises(PortfolioError, match="task 'agent': requires must be a list of names, got 'tools'"):
         Task("agent", requires="tools")
-    with pytest.raises(
-        PortfolioError, match="task 'agent': requires: 'structured_output' is unknown; known: tools, st"
-    ):
+    with pytest.raises(PortfolioError, match="requires: 'structured_output' is unknown; 'structured output' is meant"):
         Task("agent", requires=("structured_output",))
     with pytest.raises(PortfolioError, match="tier 'a': supports: 'tool' is unknown"):
         Tier("a", supports=("tool",))

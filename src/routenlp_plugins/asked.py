@@ -28,8 +28,8 @@ BEYOND_TEXT = {
     "model": "another model",
     "model_name": "another model",
 }
-REQUIREMENTS = ("tools", "structured output", "image", "audio", "video", "file", "document")
-"""What a task may require of a call beyond text, and a tier support."""
+REQUIREMENTS = ("tools", "structured output", "image", "audio", "video", "file", "document", "other media")
+"""What calls ask for beyond text; messages of a framework may have parts of other kinds too."""
 _ANOTHER_MODEL = ("model", "model_name")
 HARMLESS = {
     *("user", "metadata", "timeout", "request_timeout", "max_retries", "store", "service_tier", "extra_headers"),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields
+from difflib import get_close_matches
 from hashlib import sha256
 from math import inf, isfinite
 from pathlib import Path
@@ -95,12 +96,13 @@ class Tier:
         return (input_tokens * self.input_usd_per_mtok + output_tokens * self.output_usd_per_mtok - cheaper) / 1e6
 
 
-def _check_requirements(where: str, names: Sequence[str]) -> None:
-    if isinstance(names, str) or not isinstance(names, Sequence):
+def _check_requirements(where: str, names: Collection[str]) -> None:
+    if isinstance(names, str) or not isinstance(names, Collection):
         raise PortfolioError(f"{where} must be a list of names, got {names!r}")
     for name in names:
-        if name not in REQUIREMENTS:
-            raise PortfolioError(f"{where}: {name!r} is unknown; known: {', '.join(REQUIREMENTS)}")
+        like = get_close_matches(str(name), REQUIREMENTS, n=1, cutoff=0.75)
+        if like and name not in REQUIREMENTS:
+            raise PortfolioError(f"{where}: {name!r} is unknown; {like[0]!r} is meant?")
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import dspy
 import pytest
 from dspy.utils.callback import BaseCallback
-from dspy_world import Double, fields, lm, number
+from dspy_world import ALWAYS, Double, fields, lm, number
 from helpers import FRONTIER, SMALL, kept, portfolio, row
 
 from dspy_routenlp import RouterEngine, RouterModule, decision_of
@@ -86,6 +88,8 @@ async def test_a_program_is_audited_as_it_was_run_and_nobody_hears_of_it(small, 
     members = read_outcomes(log)
     assert len(members) == 31
     assert {(one.outcomes[SMALL].quality, one.outcomes[FRONTIER].quality) for one in members} == {(0.0, 1.0)}
+    # one prompt, under the settings of each run
+    assert len({outcome.completion.prompt for one in members for outcome in one.outcomes.values()}) == 1
     # every query was put to both tiers, in the prompt of its own settings; the tier that answered was heard of
     for server in (small, frontier):
         assert ["MARKED" in str(request["messages"]) for request in server.requests] == [True] * 31
@@ -102,6 +106,9 @@ async def test_an_engine_is_audited_and_its_store_has_each_call_once(tiers, fitt
                 assert (program(question=n) if n % 2 else await program.acall(question=n)).answer in (0, 2 * n)
             until(lambda: watched.expired)
             assert program(question=4).answer == 8
+        with pytest.raises(PortfolioError, match="has no cache, which would outlive its certificate"):
+            watched.lm(cache=True)
+        assert copy.deepcopy(program).lm is None and copy.deepcopy(watched.lm()).engine.auditor is watched.auditor
     assert engine.expired == {}
     assert len(read_outcomes(log)) == 31
     found = kept(store)
@@ -117,3 +124,24 @@ def test_what_is_changed_while_it_is_watched_must_be_watched_by_itself(tiers, fi
         with pytest.raises(PortfolioError, match="other tiers or another release: audit it by itself"):
             other(question=1)
         assert watched.deepcopy()(question=3).answer == 0
+        best = dspy.BestOfN(watched, N=2, reward_fn=lambda inputs, made: 1.0, threshold=1.0)
+        assert best(question=3).answer in (0, 6)
+
+
+def test_a_program_that_makes_its_predictors_when_it_runs_is_asked_anew(tiers):
+    class Lazy(dspy.Module):
+        def forward(self, question: int) -> dspy.Prediction:
+            if not hasattr(self, "inner"):
+                self.inner = dspy.Predict(Double)
+            return self.inner(question=question)
+
+    def made(release: Release) -> RouterModule:
+        return RouterModule({name: Lazy() for name in tiers}, tiers, release)
+
+    seen = decision_of(made(ALWAYS)(question=1)).accepted.completion.prompt
+    module = made(replace(ALWAYS, policy=replace(ALWAYS.policy, prompts={"t": (seen,)})))
+    assert [decision_of(module(question=n)).accepted.tier for n in range(3)] == [SMALL] * 3
+    # an empty option is none
+    plain = RouterModule(dspy.Predict(Double), tiers, ALWAYS)
+    prompts = [decision_of(plain(question=1, **more)).accepted.completion.prompt for more in ({}, {"config": {}})]
+    assert prompts[0] == prompts[1]

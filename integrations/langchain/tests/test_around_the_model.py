@@ -87,7 +87,7 @@ class TestCaches:
     def test_an_expired_certificate_is_another_key(self, server):
         model = router(server, task="easy")
         before = model._get_llm_string()
-        model._auditor = type("Auditor", (), {"expired": {"easy": "too many bad answers"}})()
+        model.auditor = type("Auditor", (), {"expired": {"easy": "too many bad answers"}})()
         assert model._get_llm_string() != before
 
     def test_what_a_cache_answers_was_kept_before(self, server, cache, tmp_path):

@@ -12,8 +12,10 @@ from typing import Any, Union
 import pytest
 from helpers import BEYOND, FRONTIER, SMALL, gated, kept, release_beyond, signals
 from langchain.agents import create_agent
+from langchain.agents.middleware import AgentMiddleware
 from langchain.agents.structured_output import ProviderStrategy, ToolStrategy
 from langchain_core.language_models import BaseChatModel
+from langchain_core.language_models.fake_chat_models import FakeMessagesListChatModel
 from langchain_core.messages import AIMessage, AIMessageChunk
 from langchain_core.messages.ai import UsageMetadata
 from langchain_core.output_parsers import StrOutputParser
@@ -24,7 +26,7 @@ from langgraph.graph import START, MessagesState, StateGraph
 from pydantic import BaseModel
 
 from langchain_routenlp import RouterChatModel, RouterMiddleware, RouterRunnable, SignalCallbackHandler
-from routenlp_plugins import Completion, Release, ScoredTier, TraceStore
+from routenlp_plugins import Completion, Release, ScoredTier, TierError, TraceStore
 from routenlp_plugins.policy import Rung
 from routenlp_plugins.testing import ScriptedServer
 
@@ -195,6 +197,57 @@ class TestTraces:
         assert found.origin == "served"
         assert signals(store) == []
         assert len(handler._recorder.runs) == 0
+
+    @pytest.mark.parametrize("listening", [True, False])
+    @pytest.mark.parametrize("kind", ["chat model", "chains", "agent"])
+    async def test_what_nobody_answered_is_one_trace_with_all_attempts(self, store, kind, listening):
+        listeners = (store.record,) if listening else ()
+        tiers = {SMALL: small(), FRONTIER: big(breaks_after=0)}
+        if kind == "chat model":
+            routed, asked = RouterChatModel(tiers=tiers, release=NEVER, listeners=listeners), "hi"
+        elif kind == "chains":
+            routed, asked = RouterRunnable.of_chains(tiers, NEVER, listeners=listeners), "hi"
+        else:
+            middleware = RouterMiddleware({SMALL: small()}, NEVER, listeners=listeners)
+            routed, asked = create_agent(tiers[FRONTIER], tools=[], middleware=[middleware]), HI
+        config = {"callbacks": [SignalCallbackHandler(store, portfolio=NEVER.portfolio, task="t")]}
+        with pytest.raises(RuntimeError, match="frontier broke off"):
+            routed.invoke(asked, config)
+        with pytest.raises(RuntimeError, match="frontier broke off"):
+            await routed.ainvoke(asked, config)
+        found = kept(store)
+        assert [[one.tier for one in each.trace.attempts] for each in found] == [[SMALL, FRONTIER]] * 2
+        assert not any(one.accepted for each in found for one in each.trace.attempts)
+
+    def test_each_decision_of_a_call_that_is_repeated_is_kept(self, store):
+        class Twice(AgentMiddleware):
+            def wrap_model_call(self, request: Any, handler: Any) -> Any:
+                handler(request)
+                return handler(request)
+
+        made = create_agent(big(), tools=[], middleware=[Twice(), RouterMiddleware({SMALL: small()}, NEVER)])
+        config = {"callbacks": [SignalCallbackHandler(store, portfolio=NEVER.portfolio)]}
+        message = made.invoke(HI, config)["messages"][-1]
+        found = kept(store)
+        last = message.response_metadata["routenlp"]["id"]
+        (first,) = {one.id for one in found} - {last}
+        # what was asked again was not answered well
+        assert [(about, kind) for about, kind, *_ in signals(store)] == [(first, "retry")]
+
+    def test_an_agents_own_model_is_asked_itself(self):
+        own = FakeMessagesListChatModel(responses=[AIMessage("one"), AIMessage("two")])
+        made = create_agent(own, tools=[], middleware=[RouterMiddleware({SMALL: small()}, NEVER)])
+        assert [made.invoke(HI)["messages"][-1].text for _ in range(2)] == ["one", "two"]
+
+    def test_a_router_in_a_router_fails_with_the_attempts_of_the_outer_one(self):
+        def broken(call: Any) -> Completion:
+            raise RuntimeError("boom")
+
+        inner = RouterChatModel(tiers={SMALL: broken, FRONTIER: broken}, release=NEVER)
+        outer = RouterChatModel(tiers={SMALL: small(), FRONTIER: inner}, release=NEVER)
+        with pytest.raises(TierError, match="no tier answered") as caught:
+            outer.invoke("hi")
+        assert [one.tier for one in caught.value.trace.attempts] == [SMALL, FRONTIER]
 
 
 class TestUsage:

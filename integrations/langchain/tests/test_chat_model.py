@@ -12,7 +12,7 @@ from typing import Any
 
 import openai
 import pytest
-from helpers import FRONTIER, MIDDLE, SMALL, gated, portfolio, release, row
+from helpers import FRONTIER, MIDDLE, SMALL, gated, portfolio, release
 from langchain_core.caches import InMemoryCache
 from langchain_core.callbacks import BaseCallbackHandler, get_usage_metadata_callback
 from langchain_core.globals import set_llm_cache
@@ -20,28 +20,23 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage, ChatMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.messages.ai import UsageMetadata
 from langchain_core.outputs import ChatGeneration, ChatResult
-from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import RunnableLambda
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI
 from pydantic import BaseModel, ValidationError
 
-from langchain_routenlp import RouterChatModel, RouterRunnable
+from langchain_routenlp import RouterChatModel
 from langchain_routenlp.messages import completion_of, query_of
 from routenlp_plugins import (
-    AuditOptions,
     Completion,
     DataError,
-    FitOptions,
     Policy,
     PortfolioError,
     Release,
     ReleaseError,
     Task,
     TierError,
-    fit,
 )
-from routenlp_plugins.evaluate.outcomes import read_outcomes
 from routenlp_plugins.policy import Confidence, Rung, Term
 from routenlp_plugins.testing import ScriptedServer, ScriptedTier
 from routenlp_plugins.tiers.scored import PTrueTier, ScoredTier, SelfConsistentTier
@@ -509,40 +504,6 @@ def test_tokens_are_counted_as_the_frontier_does():
     model = router(frontier=Counting(model="strong-model"))
     assert (model.get_num_tokens("abc"), model.get_token_ids("abc")) == (1, [3])
     assert model.get_num_tokens_from_messages([HumanMessage("abc")]) == 1
-
-
-def certified() -> Release:
-    """Fitted on a small tier that is always right."""
-    members = [row(f"q{i}", small=(1.0, None), frontier=(1.0, None)) for i in range(200)]
-    return fit(members, portfolio(), alpha=0.1, options=FitOptions(unlike=0))
-
-
-async def test_a_model_and_a_chain_are_audited(tmp_path):
-    def wrong(query, completion) -> float:
-        return float(completion.text.startswith("strong"))
-
-    model = router(used=certified())
-    chain = RouterRunnable.from_chain(ChatPromptTemplate.from_template("{text}") | STRONG, {SMALL: SURE}, certified())
-    for name, routed, ask in (("model", model, "q"), ("chain", chain, {"text": "q"})):
-        assert routed.invoke(ask).response_metadata["routenlp"]["tier"] == SMALL
-        with routed.audited(wrong, tmp_path / f"{name}.jsonl", AuditOptions(share=1)) as watched:
-            for _ in range(15):
-                watched.invoke(ask)
-            for _ in range(15):
-                await watched.ainvoke(ask)
-            for _ in range(100):
-                if watched.expired:
-                    break
-                await asyncio.sleep(0.05)
-            assert "audits show that" in watched.expired["t"]
-            answer = watched.invoke(ask)
-            assert answer.response_metadata["routenlp"]["tier"] == FRONTIER
-            assert "has expired" in answer.response_metadata["routenlp"]["reason"]
-        members = read_outcomes(tmp_path / f"{name}.jsonl")
-        assert len(members) == 31
-        assert {member.query.text for member in members} == {"q"}
-        assert {(m.outcomes[SMALL].quality, m.outcomes[FRONTIER].quality) for m in members} == {(0.0, 1.0)}
-        assert routed.expired == {}
 
 
 def test_a_cache_does_not_answer_for_the_samples_of_a_tier():

@@ -168,7 +168,8 @@ class TestFailures:
         heard, chunks = Heard(), []
         with pytest.raises(httpx.RemoteProtocolError) as caught:
             chunks.extend(router(small, frontier, ALWAYS).stream("hi", {"callbacks": [heard]}))
-        assert heard.events == ["start", "a sm", "all ", "RemoteProtocolError"] and not frontier.requests
+        told = ["start", "a sm", "all ", ("routenlp_decision", SMALL), "RemoteProtocolError"]
+        assert heard.events == told and not frontier.requests
         assert "small: RemoteProtocolError" in caught.value.__notes__[0]
 
     def test_before_its_first_word_the_next_tier_answers(self, small, frontier):

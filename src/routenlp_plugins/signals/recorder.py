@@ -133,7 +133,8 @@ class Recorder:
 
     def decided(self, run: Run, trace: Trace) -> None:
         """A router's decision that was no call of a model, such as one over whole programs."""
-        run.query, run.decided = trace.query, trace
+        self.asked(run, trace.query)
+        run.decided = trace
         self._record(run, trace.query, trace.attempts)
 
     def says(self, run: Run, kind: str, value: float, source: str) -> None:
@@ -201,7 +202,9 @@ class Recorder:
     def _record(self, run: Run, query: Query, attempts: Sequence[Attempt], *, shadowed: bool = False) -> None:
         with self.runs.lock:
             failures = run.root.failed.pop(key(query), [])
-            run.root.answered[key(query)] = run.root.last = run.last = run.id
+            # a run may hold several decisions: each is known by its own name
+            name = run.id if run.decided is None else run.decided.id
+            run.root.answered[key(query)] = run.root.last = run.last = name
         whole = (*(attempt for *_, attempt in failures), *attempts)
         if run.decided is not None:
             decided = replace(run.decided, query=replace(run.decided.query, payload=None), attempts=whole)

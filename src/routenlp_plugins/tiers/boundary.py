@@ -86,7 +86,7 @@ def own_errors(known: Callable[[str, BaseException], bool]) -> Iterator[None]:
         yield
     except TierError as error:
         own = error.__cause__.__cause__ if error.__cause__ else None
-        if own is None or not known(error.tier, own):
+        if own is None or isinstance(own, TierError) or not known(error.tier, own):
             raise
         note = f"routenlp: {error}"
         if note not in getattr(own, "__notes__", ()):

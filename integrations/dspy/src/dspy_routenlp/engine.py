@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, aclosing, closing
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import dspy
 from dspy.lm15 import (
@@ -25,6 +25,7 @@ from routenlp_plugins import (
     Auditor,
     Delta,
     Dispatcher,
+    PortfolioError,
     Query,
     Release,
     WrappingTier,
@@ -77,7 +78,7 @@ class RouterEngine(Auditable):
         self.demonstrations = demonstrations
         used = {name: LMTier.of(name, tier) for name, tier in tiers.items()}
         self._dispatcher = Dispatcher(self.release, used, comparators, tuple(listeners))
-        self._auditor: Auditor | None = None
+        self.auditor: Auditor | None = None
         self.release.check_task(task)
 
     def lm(self, **options: Any) -> dspy.LM:
@@ -88,10 +89,19 @@ class RouterEngine(Auditable):
 
         Args:
             options: of `dspy.LM`.
+
+        Raises:
+            PortfolioError: it is to have a cache and is audited: an answer would outlive its certificate.
         """
+        if self.auditor is not None and options.get("cache"):
+            raise PortfolioError("lm: an engine that is audited has no cache, which would outlive its certificate")
         own = {"cache": False, "num_retries": 0, **options}
         model = f"routenlp/{self.release.digest[:16]}"
         return dspy.LM(model, engine=self, async_engine=AsyncRouterEngine(self), **own)
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        """Itself: DSPy copies programs with all they have, and connections and local models cannot be copied."""
+        return self
 
     # what DSPy asks of an engine
 

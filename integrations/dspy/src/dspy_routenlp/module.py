@@ -23,7 +23,7 @@ from routenlp_plugins import (
 )
 
 from .messages import TASK, context_task
-from .programs import OPTIONS, ProgramCall, ProgramTier, Reading, Result, check_asked
+from .programs import OPTIONS, ProgramCall, ProgramTier, Reading, Result
 from .prompts import prompt_of
 from .saving import Routing
 from .telling import tell, telling
@@ -31,6 +31,8 @@ from .telling import tell, telling
 __all__ = ["RouterModule", "decision_of"]
 
 _STATE = "routenlp"
+MOST = 1000
+"""Prompts that are remembered as none that was certified."""
 
 
 class RouterModule(Auditable, dspy.Module):  # type: ignore[misc]
@@ -71,7 +73,8 @@ class RouterModule(Auditable, dspy.Module):  # type: ignore[misc]
         used = {name: ProgramTier.of(name, tier) for name, tier in tiers.items()}
         self._dispatcher = Dispatcher(release, used, comparators, tuple(listeners))
         self._dispatcher.release.check_task(self._reading.task)
-        self._auditor: Auditor | None = None
+        self.auditor: Auditor | None = None
+        self._void: set[str] = set()
         students = dict(student) if isinstance(student, Mapping) else dict.fromkeys(tiers, student)
         unknown = [name for name in students if name not in tiers]
         if unknown:
@@ -80,7 +83,6 @@ class RouterModule(Auditable, dspy.Module):  # type: ignore[misc]
             if not isinstance(students.get(name), dspy.Module):
                 given = type(students.get(name)).__name__
                 raise PortfolioError(f"student: tier {name} needs a dspy.Module, got {given}")
-        check_asked(students, tiers)
         self.students = students
         self.routing = Routing(self)
 
@@ -121,7 +123,7 @@ class RouterModule(Auditable, dspy.Module):  # type: ignore[misc]
         Raises:
             PortfolioError: a tier is missing or unknown.
         """
-        own = self._dispatcher
+        own, self._void = self._dispatcher, set()
         self._dispatcher = Dispatcher(release, own.tiers, own.comparators, own.listeners)
         self.students = students
 
@@ -131,7 +133,7 @@ class RouterModule(Auditable, dspy.Module):  # type: ignore[misc]
 
     def set_lm(self, lm: dspy.BaseLM) -> None:
         """Sample as this one does, as DSPy's own modules ask for copies of `get_lm`: its temperature and rollout are
-        those of all tiers from now on, which the certificate does not speak of.
+        those of all tiers from now on, which the certificate does not speak of, nor an audit.
 
         Raises:
             PortfolioError: it is none of the tiers' models: their LMs are given to the constructor.
@@ -141,6 +143,7 @@ class RouterModule(Auditable, dspy.Module):  # type: ignore[misc]
                 f"set_lm: {lm.model} is no tier's; the language models of a RouterModule are its tiers, "
                 "RouterModule(student, tiers, release)"
             )
+        self.auditor, self._void = None, set()
         drawn = {name: lm.kwargs[name] for name in ("temperature", "rollout_id") if lm.kwargs.get(name) is not None}
         self._tiers = {name: _drawn(tier, drawn) for name, tier in self._tiers.items()}
         own, used = self._dispatcher, {name: ProgramTier.of(name, tier) for name, tier in self._tiers.items()}
@@ -161,9 +164,9 @@ class RouterModule(Auditable, dspy.Module):  # type: ignore[misc]
             raise PortfolioError("the state is not that of a RouterModule: load it into the program it was saved from")
         self.routing.load_state(state[_STATE], allow_unsafe_lm_state=allow_unsafe_lm_state)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
         """Programs are copied; tiers and release are shared: connections and local models cannot be copied."""
-        other = copy(self)
+        other, memo = copy(self), {} if memo is None else memo
         memo[id(self)] = other
         for student in self.students.values():
             if id(student) not in memo:
@@ -184,24 +187,32 @@ class RouterModule(Auditable, dspy.Module):  # type: ignore[misc]
         task = given.pop(TASK, context_task(self._reading.task))
         if "lm" in given:
             raise PortfolioError("lm: the language models of a RouterModule are its tiers; leave lm out of its inputs")
-        check_asked(self.students, self._tiers)
         asked = ProgramCall(self.students, given, self._reading, dspy.settings.copy())
         words = self._reading.query({name: value for name, value in given.items() if name not in OPTIONS})
         requires = _requires(given) | ({"another prompt"} if self._prompts_changed(task, given) else set())
         return Query(words, task=task, requires=requires, payload=asked)
 
     def _prompts_changed(self, task: str | None, inputs: Mapping[str, Any]) -> bool:
-        """Whether no tier's prompt is one that the certificate speaks of: then none but the frontier need be asked."""
+        """Whether the prompts of all tiers are known to be none of the certificate's, so that only the frontier need be
+        asked. Before a program ran nobody knows: it may make its predictors only then."""
         policy = self.release.policy
-        name = next(iter(policy.ladders)) if task is None and len(policy.ladders) == 1 else task or ""
-        certified, rungs = policy.prompts.get(name, ()), policy.ladders.get(name, ())
-        if not certified or not rungs:
+        rungs = policy.ladders.get(self._task_of(task), ())
+        if not self._void or not rungs:
             return False
         options = {one: inputs[one] for one in OPTIONS if one in inputs}
         lms = {rung.tier: WrappingTier.innermost(self._tiers[rung.tier]) for rung in rungs}
-        return all(prompt_of(self.students[tier], lm, options) not in certified for tier, lm in lms.items())
+        return all(prompt_of(self.students[tier], lm, options) in self._void for tier, lm in lms.items())
+
+    def _task_of(self, task: str | None) -> str:
+        ladders = self.release.policy.ladders
+        return next(iter(ladders)) if task is None and len(ladders) == 1 else task or ""
 
     def _accepted(self, answer: Answer) -> dspy.Prediction:
+        certified = self.release.policy.prompts.get(answer.trace.task or "", ())
+        for attempt in answer.trace.attempts[:-1] if certified else ():
+            prompt = None if attempt.completion is None else attempt.completion.prompt
+            if prompt is not None and prompt not in certified and len(self._void) < MOST:
+                self._void.add(prompt)
         result: Result = answer.payload
         outer, most = dspy.settings.trace, dspy.settings.max_trace_size
         if outer is not None and most > 0:

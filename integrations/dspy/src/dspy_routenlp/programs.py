@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from types import TracebackType
 from typing import Any
 
@@ -14,10 +17,12 @@ from dspy.lm15 import Response
 from routenlp_plugins import Call, Completion, DataError, PortfolioError, SelfConsistentTier, WrappingTier
 
 from .messages import completion_of
-from .prompts import predictors_of, prompt_of
+from .prompts import prompt_of
 from .tiers import LMTier, provider_of
 
-__all__ = ["OPTIONS", "ProgramCall", "ProgramTier", "Reading", "Result", "check_asked", "completion_of_entry"]
+__all__ = ["OPTIONS", "ProgramCall", "ProgramTier", "Reading", "Result", "completion_of_entry"]
+
+logger = logging.getLogger(__name__)
 
 OPTIONS = ("config", "demos", "signature")
 """Inputs that predictors take as options of the call."""
@@ -53,21 +58,6 @@ class Reading:
     query: Callable[[Mapping[str, Any]], str] = inputs_as_text
     answer: Callable[[dspy.Prediction], str] = outputs_as_text
     task: str | None = None
-
-
-def check_asked(students: Mapping[str, dspy.Module], tiers: Mapping[str, Any]) -> None:
-    """Refuse programs that would never ask the model of their tier.
-
-    Raises:
-        PortfolioError: every predictor of one has an LM of its own, and none that of the tier.
-    """
-    for name, student in students.items():
-        own, model = [one.lm for one in predictors_of(student)], WrappingTier.innermost(tiers[name]).model
-        if own and all(lm is not None and lm.model != model for lm in own):
-            raise PortfolioError(
-                f"student: tier {name} would never be asked, since every predictor has an LM of its own "
-                f"({own[0].model}): take it away with student.set_lm(None)"
-            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +119,8 @@ class ProgramTier:
         student = asked.students[call.tier]
         with _Attempt(self.lm, call, asked.settings) as attempt:
             attempt.prediction = student(**asked.inputs)
-        return attempt.completion(asked, student)
+        with attempt.settled():
+            return attempt.completion(asked, student)
 
     async def acall(self, call: Call) -> Completion:
         """As calling it, without blocking the event loop."""
@@ -139,7 +130,8 @@ class ProgramTier:
         student = asked.students[call.tier]
         with _Attempt(self.lm, call, asked.settings) as attempt:
             attempt.prediction = await student.acall(**asked.inputs)
-        return attempt.completion(asked, student)
+        with attempt.settled():
+            return attempt.completion(asked, student)
 
 
 class _History(list[Mapping[str, Any]]):
@@ -183,9 +175,15 @@ class _Attempt:
         if not self._final:
             # only what nothing can reject may be seen before it is whole
             settings["send_stream"] = None
-        self._context = dspy.context(**settings)
+        self.settings = settings
+        self._context = self.settled()
         self._context.__enter__()
         return self
+
+    def settled(self) -> AbstractContextManager[None]:
+        """Within it the settings are those of the attempt: its prompt is read under them too."""
+        context: AbstractContextManager[None] = dspy.context(**self.settings)
+        return context
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -206,6 +204,8 @@ class _Attempt:
         own = [one for one, entry in zip(told, self.history, strict=True) if entry["model"] == self.lm.model]
         others = [entry["cost"] for entry in self.history if entry["model"] != self.lm.model]
         known = None not in others
+        if told and not own:
+            _tell_unasked(self.call.tier, self.history[-1]["model"])
         models = sorted({one.model for one in told if one.model is not None})
         tokens = [one.token_logprobs for one in told]
         whole = tuple(value for each in tokens if each for value in each) if all(tokens) else ()
@@ -232,6 +232,16 @@ class _Attempt:
                 "dspy.Prediction"
             )
         return replace(made, text=asked.reading.answer(self.prediction), payload=Result(self.prediction, self.trace))
+
+
+@lru_cache(maxsize=256)
+def _tell_unasked(tier: str, model: str) -> None:
+    """Once: a program may have reasons to ask others only, now and then."""
+    logger.warning(
+        "tier %s was not asked, its program asked %s: predictors with an LM of their own keep it until set_lm(None)",
+        tier,
+        model,
+    )
 
 
 def completion_of_entry(entry: Mapping[str, Any], provider: str) -> Completion:

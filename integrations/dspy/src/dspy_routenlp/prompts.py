@@ -30,7 +30,7 @@ def prompt_of(student: dspy.Module, lm: dspy.BaseLM, options: Mapping[str, Any] 
         type(dspy.settings.adapter or _DEFAULT_ADAPTER).__name__,
         {name: value for name, value in lm.kwargs.items() if value is not None and name not in _NO_PROMPT},
         [(_shape(one.signature), [dict(demo) for demo in one.demos], one.config) for one in predictors_of(student)],
-        {name: _shape(value) if name == "signature" else value for name, value in (options or {}).items()},
+        {n: _shape(value) if n == "signature" else value for n, value in (options or {}).items() if value != {}},
     ]
     return digest_of(parts)
 

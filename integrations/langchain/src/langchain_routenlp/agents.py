@@ -12,7 +12,7 @@ from langchain.agents.middleware import AgentMiddleware, ModelRequest, ModelResp
 from langchain.agents.structured_output import ProviderStrategy, ToolStrategy
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
-from langchain_core.runnables.config import ensure_config
+from langchain_core.runnables.config import ensure_config, var_child_runnable_config
 from langchain_core.utils.function_calling import convert_to_openai_tool
 from langgraph.constants import TAG_NOSTREAM
 from langgraph.errors import GraphBubbleUp
@@ -31,7 +31,7 @@ from routenlp_plugins import (
 
 from .messages import answer_of, query_of
 from .place import TIER, Place
-from .tiers import errors_of_tiers
+from .tiers import aerrors_of_tiers, errors_of_tiers
 
 __all__ = ["RouterMiddleware"]
 
@@ -82,16 +82,19 @@ class RouterMiddleware(AgentMiddleware[Any, Any, Any]):
 
     def wrap_model_call(self, request: Request, handler: Callable[[Request], Response]) -> Response:
         """Answer a model call."""
-        with _as_without_us():
+        place = Place.around()
+        with _passing(), errors_of_tiers(place):
             answer = self._dispatcher.run(self._query(request, handler))
-        Place.around().announce(answer.trace)
+        place.announce(answer.trace)
         return _response(answer)
 
     async def awrap_model_call(self, request: Request, handler: Callable[[Request], Awaitable[Response]]) -> Response:
         """As `wrap_model_call`, without blocking the event loop."""
-        with _as_without_us():
-            answer = await self._dispatcher.arun(self._query(request, handler))
-        await Place.around().aannounce(answer.trace)
+        place = Place.around()
+        with _passing():
+            async with aerrors_of_tiers(place):
+                answer = await self._dispatcher.arun(self._query(request, handler))
+        await place.aannounce(answer.trace)
         return _response(answer)
 
     def _query(self, request: Request, handler: Callable[[Request], Any]) -> Query:
@@ -121,21 +124,30 @@ class _AgentTier:
     model: BaseChatModel | None
 
     def __call__(self, call: Call) -> Completion:
-        with _interrupts():
+        with _interrupts(), _attempt(call):
             return _completion(call.payload.handler(self._request(call)))
 
     async def acall(self, call: Call) -> Completion:
         """As calling it, without blocking the event loop."""
-        with _interrupts():
+        with _interrupts(), _attempt(call):
             return _completion(await call.payload.handler(self._request(call)))
 
     def _request(self, call: Call) -> Request:
         request: Request = call.payload.request
-        model = request.model if self.model is None else self.model
-        own = {"metadata": {**(model.metadata or {}), TIER: call.tier}}
-        # of what may be passed over no token may be seen, and below the frontier every call may fail after some
-        tags = {"tags": [*(model.tags or ()), TAG_NOSTREAM]} if call.may_be_passed_over else {}
-        return request.override(model=model.model_copy(update={**own, **tags}))
+        return request if self.model is None else request.override(model=self.model)
+
+
+@contextmanager
+def _attempt(call: Call) -> Iterator[None]:
+    """Runs within it are those of an attempt; of one that may be passed over message streams have no token."""
+    config = ensure_config()
+    tags = [*(config.get("tags") or ()), *([TAG_NOSTREAM] if call.may_be_passed_over else [])]
+    metadata = {**(config.get("metadata") or {}), TIER: call.tier}
+    token = var_child_runnable_config.set({**config, "tags": tags, "metadata": metadata})
+    try:
+        yield
+    finally:
+        var_child_runnable_config.reset(token)
 
 
 class _Interrupted(BaseException):
@@ -155,11 +167,10 @@ def _interrupts() -> Iterator[None]:
 
 
 @contextmanager
-def _as_without_us() -> Iterator[None]:
-    """Raises what the agent would see without a router."""
+def _passing() -> Iterator[None]:
+    """Lets interrupts out of the core as they came in."""
     try:
-        with errors_of_tiers():
-            yield
+        yield
     except _Interrupted as passing:
         raise passing.interrupt from None
 

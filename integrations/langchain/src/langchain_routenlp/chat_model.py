@@ -34,7 +34,7 @@ from .messages import answer_message, query_of
 from .place import Place, PlacedChatModel
 from .profile import intersection
 from .structured import Structured, parsed
-from .tiers import LangChainTier, ModelCall, errors_of_tiers
+from .tiers import LangChainTier, ModelCall, aerrors_of_tiers, errors_of_tiers
 
 __all__ = ["RouterChatModel"]
 
@@ -59,6 +59,7 @@ class RouterChatModel(Auditable, PlacedChatModel):
         listeners: see `routenlp_plugins.Dispatcher`.
         task: the task of every call; a call's own ``config["metadata"]["routenlp_task"]`` goes first. May be left
             out if the release knows one task only.
+        auditor: what watches it, see `audited`; None.
         temperature, max_tokens, stop: passed on to the tiers that are LangChain models; None leaves them as they are.
 
     ``timeout``, ``max_retries``, ``api_key`` and ``streaming``, which other chat models take, belong to the tiers and
@@ -79,9 +80,9 @@ class RouterChatModel(Auditable, PlacedChatModel):
     temperature: float | None = None
     max_tokens: int | None = None
     stop: list[str] | None = None
+    auditor: Any = Field(default=None, exclude=True, repr=False)
     _built: tuple[tuple[Any, ...], Dispatcher] | None = PrivateAttr(None)
     _digested: tuple[Any, str] | None = PrivateAttr(None)
-    _auditor: Auditor | None = PrivateAttr(None)
 
     @model_validator(mode="before")
     @classmethod
@@ -232,7 +233,7 @@ class RouterChatModel(Auditable, PlacedChatModel):
     ) -> ChatResult:
         place = Place.of(run_manager)
         query, dispatcher = self._prepare(messages, stop, place, kwargs)
-        with errors_of_tiers(dispatcher):
+        with errors_of_tiers(place, dispatcher):
             answer = self._answered_by(dispatcher).run(query)
         place.announce(answer.trace)
         return _result(answer)
@@ -246,7 +247,7 @@ class RouterChatModel(Auditable, PlacedChatModel):
     ) -> ChatResult:
         place = Place.of(run_manager)
         query, dispatcher = self._prepare(messages, stop, place, kwargs)
-        with errors_of_tiers(dispatcher):
+        async with aerrors_of_tiers(place, dispatcher):
             answer = await self._answered_by(dispatcher).arun(query)
         await place.aannounce(answer.trace)
         return _result(answer)
@@ -261,7 +262,7 @@ class RouterChatModel(Auditable, PlacedChatModel):
         place = Place.of(run_manager) if run_manager else self._place
         query, dispatcher = self._prepare(messages, stop, place, kwargs)
         chunks = Chunks()
-        with errors_of_tiers(dispatcher), closing(self._answered_by(dispatcher).stream(query)) as parts:
+        with errors_of_tiers(place, dispatcher), closing(self._answered_by(dispatcher).stream(query)) as parts:
             for part in parts:
                 if isinstance(part, Answer):
                     place.announce(part.trace)
@@ -279,14 +280,14 @@ class RouterChatModel(Auditable, PlacedChatModel):
         place = Place.of(run_manager) if run_manager else self._place
         query, dispatcher = self._prepare(messages, stop, place, kwargs)
         chunks = Chunks()
-        with errors_of_tiers(dispatcher):
-            async with aclosing(self._answered_by(dispatcher).astream(query)) as parts:
-                async for part in parts:
-                    if isinstance(part, Answer):
-                        await place.aannounce(part.trace)
-                        yield chunks.last(part)
-                    else:
-                        yield chunks.of(part)
+        answering = self._answered_by(dispatcher)
+        async with aerrors_of_tiers(place, dispatcher), aclosing(answering.astream(query)) as parts:
+            async for part in parts:
+                if isinstance(part, Answer):
+                    await place.aannounce(part.trace)
+                    yield chunks.last(part)
+                else:
+                    yield chunks.of(part)
 
     def _answered_by(self, dispatcher: Dispatcher) -> Dispatcher | Auditor:
         # what is pinned to a tier says nothing about the policy

@@ -20,7 +20,7 @@ from routenlp_plugins import Answer, Call, Completion, Delta, Dispatcher, Portfo
 
 from .messages import answer_of, completion_of
 from .place import TIER, Place
-from .tiers import errors_of_tiers
+from .tiers import aerrors_of_tiers, errors_of_tiers
 
 __all__ = ["RoutedChains", "WholeChain", "text_of"]
 
@@ -134,9 +134,10 @@ class RoutedChains(RunnableSerializable[Any, Any]):
         """The accepted chain's output."""
 
         def run(value: Any, run_manager: Any, config: RunnableConfig) -> Any:
-            with errors_of_tiers():
+            place = Place.of(run_manager)
+            with errors_of_tiers(place):
                 answer = self._dispatcher.run(self._query(value, run_manager, config, kwargs))
-            Place.of(run_manager).announce(answer.trace)
+            place.announce(answer.trace)
             return answer.payload
 
         return self._call_with_config(run, input, config)
@@ -145,9 +146,10 @@ class RoutedChains(RunnableSerializable[Any, Any]):
         """As `invoke`, without blocking the event loop."""
 
         async def run(value: Any, run_manager: Any, config: RunnableConfig) -> Any:
-            with errors_of_tiers():
+            place = Place.of(run_manager)
+            async with aerrors_of_tiers(place):
                 answer = await self._dispatcher.arun(self._query(value, run_manager, config, kwargs))
-            await Place.of(run_manager).aannounce(answer.trace)
+            await place.aannounce(answer.trace)
             return answer.payload
 
         return await self._acall_with_config(run, input, config)
@@ -156,11 +158,11 @@ class RoutedChains(RunnableSerializable[Any, Any]):
         """The accepted chain's output as it streams it, where nothing can reject it any more, else in one piece."""
 
         def run(values: Iterator[Any], run_manager: Any, config: RunnableConfig) -> Iterator[Any]:
-            query = self._query(_sum(list(values)), run_manager, config, kwargs)
-            with errors_of_tiers(), closing(self._dispatcher.stream(query)) as parts:
+            query, place = self._query(_sum(list(values)), run_manager, config, kwargs), Place.of(run_manager)
+            with errors_of_tiers(place), closing(self._dispatcher.stream(query)) as parts:
                 for part in parts:
                     if isinstance(part, Answer):
-                        Place.of(run_manager).announce(part.trace)
+                        place.announce(part.trace)
                     else:
                         yield part.payload
 
@@ -175,14 +177,14 @@ class RoutedChains(RunnableSerializable[Any, Any]):
         """As `stream`, without blocking the event loop."""
 
         async def run(values: AsyncIterator[Any], run_manager: Any, config: RunnableConfig) -> AsyncIterator[Any]:
+            place = Place.of(run_manager)
             query = self._query(_sum([value async for value in values]), run_manager, config, kwargs)
-            with errors_of_tiers():
-                async with aclosing(self._dispatcher.astream(query)) as parts:
-                    async for part in parts:
-                        if isinstance(part, Answer):
-                            await Place.of(run_manager).aannounce(part.trace)
-                        else:
-                            yield part.payload
+            async with aerrors_of_tiers(place), aclosing(self._dispatcher.astream(query)) as parts:
+                async for part in parts:
+                    if isinstance(part, Answer):
+                        await place.aannounce(part.trace)
+                    else:
+                        yield part.payload
 
         async def given() -> AsyncIterator[Any]:
             yield input

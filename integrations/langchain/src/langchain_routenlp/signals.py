@@ -210,8 +210,8 @@ class SignalCallbackHandler(BaseCallbackHandler):
         trace = data.get("trace") if name == DECISION and isinstance(data, dict) else None
         if run is None or TIER in run.metadata or not isinstance(trace, Trace):
             return
-        if run.query is None:
-            # of a router over whole chains, or of an agent's
+        if run.query is None or run.decided is not None:
+            # of a router over whole chains, or of an agent's, which may be asked several times
             self._recorder.decided(run, trace)
         else:
             run.decided = trace
@@ -230,8 +230,13 @@ class SignalCallbackHandler(BaseCallbackHandler):
     def on_llm_error(self, error: BaseException, *, run_id: UUID, **_: Any) -> None:
         """Keep the failure; it belongs to the next attempt at the same messages."""
         with self._recorder.ending(run_id) as run:
-            if run is not None:
+            if run is None:
+                return
+            if run.decided is None:
                 self._recorder.failed(run, error)
+            else:
+                # who gave up on a router is known to it, with the tiers that were asked
+                self._recorder.heard(run, None)
 
 
 def shadow_tiers(models: Mapping[str, Any]) -> dict[str, Any]:

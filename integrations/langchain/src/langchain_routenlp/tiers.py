@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,6 +19,7 @@ from routenlp_plugins import (
     Dispatcher,
     PortfolioError,
     SelfConsistentTier,
+    TierError,
     WrappingTier,
     own_errors,
     text_only,
@@ -26,9 +27,10 @@ from routenlp_plugins import (
 
 from .chunks import delta_of, whole
 from .messages import answer_of, says_more
+from .place import Place
 from .structured import Structured
 
-__all__ = ["LangChainTier", "ModelCall", "errors_of_tiers"]
+__all__ = ["LangChainTier", "ModelCall", "aerrors_of_tiers", "errors_of_tiers"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,17 +189,40 @@ class _Held:
         return ready
 
 
-def errors_of_tiers(dispatcher: Dispatcher | None = None) -> AbstractContextManager[None]:
-    """A failing chat model raises what it raised without us, so that retries and fallbacks still know it.
+@contextmanager
+def errors_of_tiers(place: Place, dispatcher: Dispatcher | None = None) -> Iterator[None]:
+    """A failing chat model raises what it raised without us, so that retries and fallbacks still know it; the handlers
+    of the place are told what was tried.
 
     Args:
         dispatcher: of whose tiers only the chat models do so; None: all do.
     """
+    with own_errors(_known(dispatcher)):
+        try:
+            yield
+        except TierError as error:
+            if error.trace is not None:
+                place.announce(error.trace)
+            raise
 
+
+@asynccontextmanager
+async def aerrors_of_tiers(place: Place, dispatcher: Dispatcher | None = None) -> AsyncIterator[None]:
+    """As `errors_of_tiers`, awaiting handlers that are async."""
+    with own_errors(_known(dispatcher)):
+        try:
+            yield
+        except TierError as error:
+            if error.trace is not None:
+                await place.aannounce(error.trace)
+            raise
+
+
+def _known(dispatcher: Dispatcher | None) -> Callable[[str, BaseException], bool]:
     def known(tier: str, _: BaseException) -> bool:
         return dispatcher is None or isinstance(WrappingTier.innermost(dispatcher.tiers[tier]), LangChainTier)
 
-    return own_errors(known)
+    return known
 
 
 def _asked(call: Call) -> ModelCall:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from llama_index.core.base.llms.generic_utils import (
     achat_to_completion_decorator,
@@ -26,7 +26,6 @@ from llama_index_instrumentation.span import active_span_id
 from routenlp_plugins import (
     Answer,
     Auditable,
-    Auditor,
     Delta,
     Dispatcher,
     PortfolioError,
@@ -79,6 +78,7 @@ class RouterLLM(Auditable, FunctionCallingLLM):
         task: of every call; ``routenlp_task=`` of a call goes first, then ``routenlp_task`` in the
             ``additional_kwargs`` of its last message, then that of ``instrument_tags``. May be left out if the release
             knows one task only.
+        auditor: what watches it, see `audited`; None.
         comparators, listeners: see `routenlp_plugins.Dispatcher`.
 
     Raises:
@@ -91,8 +91,8 @@ class RouterLLM(Auditable, FunctionCallingLLM):
     task: str | None = None
     comparators: Mapping[str, Any] | None = Field(default=None, exclude=True)
     listeners: Sequence[Any] = Field(default=(), exclude=True)
+    auditor: Any = Field(default=None, exclude=True, repr=False)
     _dispatcher: Dispatcher = PrivateAttr()
-    _auditor: Auditor | None = PrivateAttr(None)
 
     def __init__(self, tiers: Mapping[str, Any], release: Release | str | Path, **more: Any) -> None:
         unknown = sorted(more.keys() - type(self).model_fields.keys())
@@ -100,9 +100,19 @@ class RouterLLM(Auditable, FunctionCallingLLM):
             known = "task, comparators, listeners, and those of any LLM"
             raise PortfolioError(f"unknown argument {', '.join(unknown)}; known: tiers, release, {known}")
         super().__init__(tiers=tiers, release=Release.given(release), **more)
-        used = {name: LLMTier.of(name, tier) for name, tier in self.tiers.items()}
-        self._dispatcher = Dispatcher(self.release, used, self.comparators, tuple(self.listeners))
+        self._dispatcher = self._made()
         self.release.check_task(self.task)
+
+    def _made(self) -> Dispatcher:
+        used = {name: LLMTier.of(name, tier) for name, tier in self.tiers.items()}
+        return Dispatcher(self.release, used, self.comparators, tuple(self.listeners))
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy, which answers as what is changed in it says."""
+        copied = super().model_copy(update=update, deep=deep)
+        if update:
+            copied._dispatcher = copied._made()
+        return copied
 
     @classmethod
     def class_name(cls) -> str:
