@@ -5,13 +5,12 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import Any
 
 import dspy
 import pytest
 from dspy.utils.callback import BaseCallback
-from dspy_world import ALWAYS, Double, fields, lm, number
+from dspy_world import Double, fields, lm, number
 from helpers import FRONTIER, SMALL, kept, portfolio, row
 
 from dspy_routenlp import RouterEngine, RouterModule, decision_of
@@ -126,22 +125,3 @@ def test_what_is_changed_while_it_is_watched_must_be_watched_by_itself(tiers, fi
         assert watched.deepcopy()(question=3).answer == 0
         best = dspy.BestOfN(watched, N=2, reward_fn=lambda inputs, made: 1.0, threshold=1.0)
         assert best(question=3).answer in (0, 6)
-
-
-def test_a_program_that_makes_its_predictors_when_it_runs_is_asked_anew(tiers):
-    class Lazy(dspy.Module):
-        def forward(self, question: int) -> dspy.Prediction:
-            if not hasattr(self, "inner"):
-                self.inner = dspy.Predict(Double)
-            return self.inner(question=question)
-
-    def made(release: Release) -> RouterModule:
-        return RouterModule({name: Lazy() for name in tiers}, tiers, release)
-
-    seen = decision_of(made(ALWAYS)(question=1)).accepted.completion.prompt
-    module = made(replace(ALWAYS, policy=replace(ALWAYS.policy, prompts={"t": (seen,)})))
-    assert [decision_of(module(question=n)).accepted.tier for n in range(3)] == [SMALL] * 3
-    # an empty option is none
-    plain = RouterModule(dspy.Predict(Double), tiers, ALWAYS)
-    prompts = [decision_of(plain(question=1, **more)).accepted.completion.prompt for more in ({}, {"config": {}})]
-    assert prompts[0] == prompts[1]

@@ -117,6 +117,8 @@ class TestDecisions:
         student.signature = student.signature.with_instructions("Twice, please.")
         told = decision_of(program(question=3)).accepted.completion.prompt
         assert len({before, shown, told}) == 3
+        # an empty option is none
+        assert decision_of(program(question=3, config={})).accepted.completion.prompt == told
 
     def test_tasks(self, tiers):
         program = routed(

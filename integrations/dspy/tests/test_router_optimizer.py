@@ -62,11 +62,9 @@ def test_a_prompt_makes_the_cheap_tier_good_enough_and_the_release_says_so(modul
     # what it was made of is as it was
     assert decision_of(module(question=7)).accepted.tier == FRONTIER
     assert module.students[SMALL].demos == []
-    # other demonstrations are another prompt, and once that is known no cheap tier is asked
+    # other demonstrations are another prompt
     made.students[SMALL].demos = made.students[SMALL].demos[:1]
     assert "certificate is void" in decision_of(made(question=250)).reason
-    decision = decision_of(made(question=250))
-    assert "calls that need another prompt" in decision.reason and len(decision.attempts) == 1
 
 
 def test_without_prompts_the_frontier_answers_and_a_warning_says_why(module, caplog):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pickle  # noqa: TID251 - users do
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from functools import reduce
 from operator import add
+from threading import Barrier
 from typing import Any, Union
 
 import pytest
@@ -16,11 +18,12 @@ from langchain.agents.middleware import AgentMiddleware
 from langchain.agents.structured_output import ProviderStrategy, ToolStrategy
 from langchain_core.language_models import BaseChatModel
 from langchain_core.language_models.fake_chat_models import FakeMessagesListChatModel
-from langchain_core.messages import AIMessage, AIMessageChunk
+from langchain_core.messages import AIMessage, AIMessageChunk, ToolMessage
 from langchain_core.messages.ai import UsageMetadata
-from langchain_core.output_parsers import StrOutputParser
+from langchain_core.output_parsers import JsonOutputParser, StrOutputParser
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.runnables import RunnableLambda
+from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI
 from langgraph.graph import START, MessagesState, StateGraph
 from pydantic import BaseModel
@@ -33,6 +36,7 @@ from routenlp_plugins.testing import ScriptedServer
 ALWAYS, NEVER = release_beyond(Rung(SMALL)), release_beyond(gated(SMALL, 1.0, "confidence"))
 ALWAYS_BEYOND = release_beyond(Rung(SMALL), BEYOND)
 HI = {"messages": [("user", "hi")]}
+ANSWERS = (("somewhere", 1.0), ("nowhere", 0.0))
 
 
 class Scripted(BaseChatModel):
@@ -218,6 +222,51 @@ class TestTraces:
         found = kept(store)
         assert [[one.tier for one in each.trace.attempts] for each in found] == [[SMALL, FRONTIER]] * 2
         assert not any(one.accepted for each in found for one in each.trace.attempts)
+
+    def test_what_a_parser_makes_of_a_fallback_says_nothing_of_the_decision_that_failed(self, store):
+        failing = RouterChatModel(tiers={SMALL: small(), FRONTIER: big(breaks_after=0)}, release=NEVER)
+        chain = failing.with_fallbacks([RunnableLambda(lambda _: AIMessage("{}"))]) | JsonOutputParser()
+        assert chain.invoke("hi", {"callbacks": [SignalCallbackHandler(store, portfolio=NEVER.portfolio)]}) == {}
+        assert len(kept(store)) == 1 and signals(store) == []
+
+    def test_tools_of_parallel_agents_speak_of_their_own_answers(self, store):
+        """Each tool waits for the other agent's answer, so that the last of all is not the own one."""
+        both = Barrier(2)
+
+        @tool
+        def weather(city: str) -> str:
+            """The weather in a city."""
+            both.wait(10)
+            if city == "nowhere":
+                raise ValueError(city)
+            return city
+
+        class Calls(Scripted):
+            def _generate(self, messages: Any, *rest: Any, **more: Any) -> ChatResult:
+                if isinstance(messages[-1], ToolMessage):
+                    return ChatResult(generations=[ChatGeneration(message=AIMessage("done"))])
+                return super()._generate(messages, *rest, **more)
+
+        def node(city: str) -> Any:
+            calls = calling("weather", {"city": city})
+            made = create_agent(Calls(model=FRONTIER, words=[""], calls=calls, asked=[]), tools=[weather])
+
+            def run(state: Any) -> Any:
+                with suppress(ValueError):
+                    made.invoke(HI)
+                return {}
+
+            return run
+
+        agents = StateGraph(MessagesState)
+        for name in ("somewhere", "nowhere"):
+            agents.add_node(name, node(name))
+            agents.add_edge(START, name)
+        agents.compile().invoke(HI, {"callbacks": [SignalCallbackHandler(store, portfolio=NEVER.portfolio)]})
+        told = {about: value for about, kind, _, value in signals(store) if kind == "tool"}
+        of = {known: one for one in kept(store) for known in (one.id, *one.runs)}
+        said = {of[about].trace.accepted.completion.text: value for about, value in told.items()}
+        assert said == {f'[{{"args": {{"city": "{city}"}}, "name": "weather"}}]': value for city, value in ANSWERS}
 
     def test_each_decision_of_a_call_that_is_repeated_is_kept(self, store):
         class Twice(AgentMiddleware):

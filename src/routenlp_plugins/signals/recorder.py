@@ -200,11 +200,12 @@ class Recorder:
             run.root.failed.setdefault(key(query), []).append((run.id, replace(query, payload=None), attempt))
 
     def _record(self, run: Run, query: Query, attempts: Sequence[Attempt], *, shadowed: bool = False) -> None:
+        # a run may hold several decisions: each is known by its own name
+        name = run.id if run.decided is None else run.decided.id
         with self.runs.lock:
             failures = run.root.failed.pop(key(query), [])
-            # a run may hold several decisions: each is known by its own name
-            name = run.id if run.decided is None else run.decided.id
-            run.root.answered[key(query)] = run.root.last = run.last = name
+            if any(attempt.accepted for attempt in attempts):
+                run.root.answered[key(query)] = run.root.last = run.last = name
         whole = (*(attempt for *_, attempt in failures), *attempts)
         if run.decided is not None:
             decided = replace(run.decided, query=replace(run.decided.query, payload=None), attempts=whole)

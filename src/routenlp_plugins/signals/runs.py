@@ -128,9 +128,9 @@ class Runs:
             parent = None if known is None else known.parent
 
     def answered_before(self, run: Run) -> str | None:
-        """The answer that a run is about: the last one in it, beside it, or else under its root."""
-        parent = self.get(run.parent)
-        return run.last or (None if parent is None else parent.last) or run.root.last
+        """The answer that a run is about: the last one in it, else in the innermost run around it that has one."""
+        around = (known.last for name in self.above(run) if (known := self.get(name)) is not None)
+        return run.last or next((last for last in around if last), run.root.last)
 
 
 def key(query: Query) -> str:

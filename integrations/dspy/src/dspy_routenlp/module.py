@@ -24,15 +24,12 @@ from routenlp_plugins import (
 
 from .messages import TASK, context_task
 from .programs import OPTIONS, ProgramCall, ProgramTier, Reading, Result
-from .prompts import prompt_of
 from .saving import Routing
 from .telling import tell, telling
 
 __all__ = ["RouterModule", "decision_of"]
 
 _STATE = "routenlp"
-MOST = 1000
-"""Prompts that are remembered as none that was certified."""
 
 
 class RouterModule(Auditable, dspy.Module):  # type: ignore[misc]
@@ -74,7 +71,6 @@ class RouterModule(Auditable, dspy.Module):  # type: ignore[misc]
         self._dispatcher = Dispatcher(release, used, comparators, tuple(listeners))
         self._dispatcher.release.check_task(self._reading.task)
         self.auditor: Auditor | None = None
-        self._void: set[str] = set()
         students = dict(student) if isinstance(student, Mapping) else dict.fromkeys(tiers, student)
         unknown = [name for name in students if name not in tiers]
         if unknown:
@@ -123,7 +119,7 @@ class RouterModule(Auditable, dspy.Module):  # type: ignore[misc]
         Raises:
             PortfolioError: a tier is missing or unknown.
         """
-        own, self._void = self._dispatcher, set()
+        own = self._dispatcher
         self._dispatcher = Dispatcher(release, own.tiers, own.comparators, own.listeners)
         self.students = students
 
@@ -143,7 +139,7 @@ class RouterModule(Auditable, dspy.Module):  # type: ignore[misc]
                 f"set_lm: {lm.model} is no tier's; the language models of a RouterModule are its tiers, "
                 "RouterModule(student, tiers, release)"
             )
-        self.auditor, self._void = None, set()
+        self.auditor = None
         drawn = {name: lm.kwargs[name] for name in ("temperature", "rollout_id") if lm.kwargs.get(name) is not None}
         self._tiers = {name: _drawn(tier, drawn) for name, tier in self._tiers.items()}
         own, used = self._dispatcher, {name: ProgramTier.of(name, tier) for name, tier in self._tiers.items()}
@@ -189,30 +185,9 @@ class RouterModule(Auditable, dspy.Module):  # type: ignore[misc]
             raise PortfolioError("lm: the language models of a RouterModule are its tiers; leave lm out of its inputs")
         asked = ProgramCall(self.students, given, self._reading, dspy.settings.copy())
         words = self._reading.query({name: value for name, value in given.items() if name not in OPTIONS})
-        requires = _requires(given) | ({"another prompt"} if self._prompts_changed(task, given) else set())
-        return Query(words, task=task, requires=requires, payload=asked)
-
-    def _prompts_changed(self, task: str | None, inputs: Mapping[str, Any]) -> bool:
-        """Whether the prompts of all tiers are known to be none of the certificate's, so that only the frontier need be
-        asked. Before a program ran nobody knows: it may make its predictors only then."""
-        policy = self.release.policy
-        rungs = policy.ladders.get(self._task_of(task), ())
-        if not self._void or not rungs:
-            return False
-        options = {one: inputs[one] for one in OPTIONS if one in inputs}
-        lms = {rung.tier: WrappingTier.innermost(self._tiers[rung.tier]) for rung in rungs}
-        return all(prompt_of(self.students[tier], lm, options) in self._void for tier, lm in lms.items())
-
-    def _task_of(self, task: str | None) -> str:
-        ladders = self.release.policy.ladders
-        return next(iter(ladders)) if task is None and len(ladders) == 1 else task or ""
+        return Query(words, task=task, requires=_requires(given), payload=asked)
 
     def _accepted(self, answer: Answer) -> dspy.Prediction:
-        certified = self.release.policy.prompts.get(answer.trace.task or "", ())
-        for attempt in answer.trace.attempts[:-1] if certified else ():
-            prompt = None if attempt.completion is None else attempt.completion.prompt
-            if prompt is not None and prompt not in certified and len(self._void) < MOST:
-                self._void.add(prompt)
         result: Result = answer.payload
         outer, most = dspy.settings.trace, dspy.settings.max_trace_size
         if outer is not None and most > 0:
