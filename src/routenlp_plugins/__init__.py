@@ -101,6 +101,7 @@ if TYPE_CHECKING:
     from .tiers.llama_cpp import LlamaCppTier as LlamaCppTier
     from .tiers.openai_compatible import OpenAICompatibleTier as OpenAICompatibleTier
     from .tiers.openai_format import alternative_scores as alternative_scores
+    from .tiers.plain import HeldBack as HeldBack
     from .tiers.plain import text_only as text_only
     from .tiers.plain import valid_if_said as valid_if_said
     from .tiers.scored import Judgement as Judgement
@@ -187,7 +188,7 @@ _MODULES = {
     "tiers.llama_cpp": ("LlamaCppTier",),
     "tiers.openai_compatible": ("OpenAICompatibleTier",),
     "tiers.openai_format": ("alternative_scores",),
-    "tiers.plain": ("text_only", "valid_if_said"),
+    "tiers.plain": ("HeldBack", "text_only", "valid_if_said"),
     "tiers.scored": ("Judgement", "PTrueTier", "ScoredTier", "SelfConsistentTier", "WrappingTier", "parses"),
     "tiers.text_classifier": ("TextClassifierTier",),
     "policy": ("Policy",),

@@ -366,8 +366,8 @@ class TestModels:
         assert len(heard) == 1
 
     def test_what_can_be_pickled_is(self):
-        pickle.dumps(RouterChatModel(tiers={SMALL: answers, FRONTIER: big()}, release=ALWAYS))
-        pickle.dumps(chains(small(), big()).bound.tiers)
+        assert pickle.dumps(RouterChatModel(tiers={SMALL: answers, FRONTIER: big()}, release=ALWAYS))
+        assert pickle.dumps(chains(small(), big()).bound.tiers)
 
 
 async def answers(call: Any) -> Completion:

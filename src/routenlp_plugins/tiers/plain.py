@@ -7,9 +7,9 @@ from inspect import iscoroutinefunction
 from typing import Any
 
 from ..errors import TierError
-from ..types import Call, Completion
+from ..types import Call, Completion, Delta
 
-__all__ = ["text_only", "valid_if_said"]
+__all__ = ["HeldBack", "text_only", "valid_if_said"]
 
 
 def valid_if_said(completion: Completion) -> Completion:
@@ -18,6 +18,28 @@ def valid_if_said(completion: Completion) -> Completion:
     if completion.text:
         return completion
     return replace(completion, scores={**completion.scores, "valid": 0.0})
+
+
+class HeldBack:
+    """Pieces of a stream: below the frontier what says nothing yet, such as thoughts, waits for what does, since an
+    answer that says nothing is passed over."""
+
+    def __init__(self, call: Call) -> None:
+        self._holds = call.may_be_passed_over
+        self._held: list[Delta] = []
+
+    def after(self, delta: Delta | None, *, says: bool) -> list[Delta]:
+        """What may go on, now that this piece came; None is a piece without content.
+
+        Args:
+            says: whether it says something.
+        """
+        if delta is not None:
+            self._held.append(delta)
+        if self._holds and not says:
+            return []
+        ready, self._held, self._holds = self._held, [], False
+        return ready
 
 
 def text_only(tier: Any) -> Any:

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from .tiers import OUTER
 
-__all__ = ["code_of", "digest_of", "predictors_of", "prompt_of"]
+__all__ = ["code_of", "digest_of", "prompt_of"]
 
 _DEFAULT_ADAPTER = dspy.ChatAdapter()
 _NO_PARTS = ("history", "callbacks", "demos", "traces", "train")
@@ -29,7 +29,7 @@ def prompt_of(student: dspy.Module, lm: dspy.BaseLM, options: Mapping[str, Any] 
     parts: list[Any] = [
         type(dspy.settings.adapter or _DEFAULT_ADAPTER).__name__,
         {name: value for name, value in lm.kwargs.items() if value is not None and name not in _NO_PROMPT},
-        [(_shape(one.signature), [dict(demo) for demo in one.demos], one.config) for one in predictors_of(student)],
+        [(_shape(one.signature), [dict(demo) for demo in one.demos], one.config) for one in _predictors(student)],
         {n: _shape(value) if n == "signature" else value for n, value in (options or {}).items() if value != {}},
     ]
     return digest_of(parts)
@@ -63,7 +63,7 @@ def _plain(value: Any) -> Any:
     return str(value)
 
 
-def predictors_of(module: dspy.Module) -> Iterator[dspy.Predict]:
+def _predictors(module: dspy.Module) -> Iterator[dspy.Predict]:
     """Of a program, in order, those of parts that are compiled too. DSPy's own walk goes through all that a program
     has ever said."""
     if isinstance(module, dspy.Predict):
@@ -74,7 +74,7 @@ def predictors_of(module: dspy.Module) -> Iterator[dspy.Predict]:
         several = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else (value,)
         for one in several:
             if isinstance(one, dspy.Module):
-                yield from predictors_of(one)
+                yield from _predictors(one)
 
 
 @lru_cache(maxsize=1024)

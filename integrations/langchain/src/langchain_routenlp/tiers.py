@@ -17,6 +17,7 @@ from routenlp_plugins import (
     Completion,
     Delta,
     Dispatcher,
+    HeldBack,
     PortfolioError,
     SelfConsistentTier,
     TierError,
@@ -120,10 +121,10 @@ class LangChainTier:
             return
         if self.model.rate_limiter:
             self.model.rate_limiter.acquire(blocking=True)
-        held = _Held(call)
+        held = HeldBack(call)
         for chunk in self.model._stream(asked.messages, **arguments):
             chunks.append(chunk)
-            yield from held.after(chunk)
+            yield from held.after(delta_of(chunk), says=_said(chunk))
         if chunks:
             yield self._completion(whole(chunks), call)
 
@@ -136,10 +137,10 @@ class LangChainTier:
             return
         if self.model.rate_limiter:
             await self.model.rate_limiter.aacquire(blocking=True)
-        held = _Held(call)
+        held = HeldBack(call)
         async for chunk in self.model._astream(asked.messages, **arguments):
             chunks.append(chunk)
-            for delta in held.after(chunk):
+            for delta in held.after(delta_of(chunk), says=_said(chunk)):
                 yield delta
         if chunks:
             yield self._completion(whole(chunks), call)
@@ -169,24 +170,9 @@ class LangChainTier:
         return {**getattr(bound, "kwargs", {}), **arguments}
 
 
-class _Held:
-    """Pieces of a stream: below the frontier what says nothing yet, such as thoughts, waits for what does, since an
-    answer that says nothing is passed over."""
-
-    def __init__(self, call: Call) -> None:
-        self._holds = call.may_be_passed_over
-        self._held: list[Delta] = []
-
-    def after(self, chunk: ChatGenerationChunk) -> list[Delta]:
-        delta = delta_of(chunk)
-        if delta is None:
-            return []
-        self._held.append(delta)
-        message = chunk.message
-        if self._holds and not (delta.text or getattr(message, "tool_call_chunks", None) or says_more(message)):
-            return []
-        ready, self._held, self._holds = self._held, [], False
-        return ready
+def _said(chunk: ChatGenerationChunk) -> bool:
+    message = chunk.message
+    return bool(message.text or getattr(message, "tool_call_chunks", None) or says_more(message))
 
 
 @contextmanager

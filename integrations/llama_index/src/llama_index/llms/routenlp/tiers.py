@@ -14,7 +14,17 @@ from llama_index.core.llms.llm import LLM
 from llama_index.core.tools import BaseTool
 from llama_index_instrumentation.dispatcher import active_instrument_tags, instrument_tags
 
-from routenlp_plugins import Call, Completion, Delta, PortfolioError, TierError, WrappingTier, text_only, valid_if_said
+from routenlp_plugins import (
+    Call,
+    Completion,
+    Delta,
+    HeldBack,
+    PortfolioError,
+    TierError,
+    WrappingTier,
+    text_only,
+    valid_if_said,
+)
 
 from .messages import completion_of
 
@@ -84,10 +94,10 @@ class LLMTier:
         way, arguments = self._way(call, "stream_chat")
         with _tagged(call):
             responses = iter(way(**arguments))
-        held, last = _Held(call), None
+        held, last = HeldBack(call), None
         while (response := _next(call, responses)) is not None:
             last = response
-            yield from held.after(last)
+            yield from held.after(_delta(last), says=_says(last))
         if last is not None:
             yield self._completion(call, last, streamed=True)
 
@@ -99,10 +109,10 @@ class LLMTier:
         way, arguments = self._way(call, "astream_chat")
         with _tagged(call):
             responses = aiter(await way(**arguments))
-        held, last = _Held(call), None
+        held, last = HeldBack(call), None
         while (response := await _anext(call, responses)) is not None:
             last = response
-            for delta in held.after(last):
+            for delta in held.after(_delta(last), says=_says(last)):
                 yield delta
         if last is not None:
             yield self._completion(call, last, streamed=True)
@@ -154,24 +164,6 @@ async def _anext(call: Call, responses: AsyncIterator[ChatResponse]) -> ChatResp
         return await anext(responses, None)
 
 
-class _Held:
-    """Pieces of a stream: below the frontier what says nothing yet, such as thoughts, waits for what does, since an
-    answer that says nothing is passed over."""
-
-    def __init__(self, call: Call) -> None:
-        self._holds = call.may_be_passed_over
-        self._held: list[Delta] = []
-
-    def after(self, response: ChatResponse) -> list[Delta]:
-        says = _says(response)
-        if says or response.additional_kwargs.get("thinking_delta"):
-            self._held.append(_delta(response))
-        if self._holds and not says:
-            return []
-        ready, self._held, self._holds = self._held, [], False
-        return ready
-
-
 def _says(response: ChatResponse) -> bool:
     message = response.message
     calls = message.additional_kwargs.get("tool_calls") or any(isinstance(b, ToolCallBlock) for b in message.blocks)
@@ -187,6 +179,9 @@ def _must_parse(call: Call) -> bool:
     return all(isinstance(one, BaseTool) for one in tools.tools)
 
 
-def _delta(response: ChatResponse) -> Delta:
+def _delta(response: ChatResponse) -> Delta | None:
+    """What a piece adds: words, calls or thoughts; None where it has none."""
+    if not (_says(response) or response.additional_kwargs.get("thinking_delta")):
+        return None
     model = getattr(response.raw, "model", None)
     return Delta(response.delta or "", model if isinstance(model, str) and model else None, payload=response)
